@@ -1,0 +1,213 @@
+"""What extraction finds in an item: a document of pages, the parts inside it, and the chunks cut from it.
+
+Rule: these records come from workers that have read hostile files. `from_json` trusts nothing: it checks every type,
+name and bound, and raises MalformedMessage; what it returns may be stored and shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from engine.errors import MalformedMessage
+from engine.model import Kind
+
+#: Text kept of one document, in characters. The longest novels have 4 million; beyond 20 it is data, not reading.
+MAX_TEXT_CHARS = 20_000_000
+#: Pages of one document; the thickest printed catalogues end near 10,000.
+MAX_PAGES = 50_000
+#: Parts (attachments) of one document.
+MAX_PARTS = 1_000
+#: Characters of any short field: titles, names, facts.
+MAX_FIELD_CHARS = 4_000
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class Method(StrEnum):
+    """How a page's text was had."""
+
+    TEXT = "text"
+    OCR = "ocr"
+    NONE = "none"
+
+
+class ChunkKind(StrEnum):
+    """What a vector stands for (DESIGN.md, "What is embedded")."""
+
+    EMAIL_SUM = "email_sum"
+    EMAIL_CONTEXT = "email_context"
+    EMAIL_TITLE = "email_title"
+    SCHEDULE_CONTEXT = "schedule_context"
+    FILE_SUM = "file_sum"
+    FILE_CHUNK = "file_chunk"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """One page, or the whole of a document that has none (number 0). `confidence` is 0 to 100, for OCR only."""
+
+    number: int
+    text: str
+    method: Method = Method.TEXT
+    confidence: float | None = None
+    needs_ocr: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """An attachment that a worker laid into its outbox as `file`; it becomes an item of its own."""
+
+    name: str
+    media_type: str
+    file: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """Text and structure taken from an item.
+
+    media_type  found in the content, not in the name
+    title       what a hit shows; never empty after extraction
+    facts       short texts by name: date (ISO 8601), sender, recipients, author, location, start, end, rrule, ...
+    notes       what the reader should know: "text cut at 20000000 characters", "name says .doc, content is html"
+    """
+
+    kind: Kind
+    media_type: str
+    title: str
+    pages: tuple[Page, ...] = ()
+    parts: tuple[Part, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form, read back by `from_json`."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: object) -> Document:
+        """Raises MalformedMessage for anything that `to_json` would not have written."""
+        table = _table(value, "document")
+        pages = tuple(_page(entry) for entry in _list(table, "pages", MAX_PAGES))
+        if sum(len(page.text) for page in pages) > MAX_TEXT_CHARS:
+            raise MalformedMessage(f"document has more than {MAX_TEXT_CHARS} characters")
+        facts = _table(table.get("facts", {}), "facts")
+        return Document(
+            kind=_enum(Kind, table.get("kind")),
+            media_type=_short(table, "media_type"),
+            title=_short(table, "title"),
+            pages=pages,
+            parts=tuple(_part(entry) for entry in _list(table, "parts", MAX_PARTS)),
+            facts={_short({"name": key}, "name"): _short(facts, key) for key in facts},
+            notes=tuple(_short({"note": note}, "note") for note in _list(table, "notes", 100)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A slice of a document that becomes one vector.
+
+    text      what is embedded and shown as passage
+    keywords  its keyword tokens, separated by single spaces (engine/text.py makes and explains them)
+    page      the page it begins on, 0 where there are no pages
+    """
+
+    kind: ChunkKind
+    text: str
+    keywords: str
+    page: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form, read back by `from_json`."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: object) -> Chunk:
+        """Raises MalformedMessage for anything that `to_json` would not have written."""
+        table = _table(value, "chunk")
+        return Chunk(
+            kind=_enum(ChunkKind, table.get("kind")),
+            text=_text(table, "text", 100_000),
+            keywords=_text(table, "keywords", 400_000),
+            page=_count(table, "page"),
+        )
+
+
+def _page(value: object) -> Page:
+    table = _table(value, "page")
+    confidence = table.get("confidence")
+    if confidence is not None and (isinstance(confidence, bool) or not isinstance(confidence, int | float)):
+        raise MalformedMessage("page.confidence is not a number")
+    needs_ocr = table.get("needs_ocr", False)
+    if not isinstance(needs_ocr, bool):
+        raise MalformedMessage("page.needs_ocr is not a truth value")
+    return Page(
+        number=_count(table, "number"),
+        text=_text(table, "text", MAX_TEXT_CHARS),
+        method=_enum(Method, table.get("method")),
+        confidence=None if confidence is None else float(confidence),
+        needs_ocr=needs_ocr,
+    )
+
+
+def _part(value: object) -> Part:
+    table = _table(value, "part")
+    file = _short(table, "file")
+    if not _FILE_NAME.fullmatch(file):
+        raise MalformedMessage(f"part.file {file[:100]!r} is not a plain file name")
+    return Part(
+        name=_short(table, "name"),
+        media_type=_short(table, "media_type"),
+        file=file,
+        size_bytes=_count(table, "size_bytes"),
+    )
+
+
+def _table(value: object, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise MalformedMessage(f"{name} is not a table")
+    return value
+
+
+def _list(table: Mapping[str, Any], name: str, limit: int) -> list[object]:
+    value = table.get(name, [])
+    if not isinstance(value, list | tuple) or len(value) > limit:
+        raise MalformedMessage(f"{name} is not a list of at most {limit}")
+    return list(value)
+
+
+def _text(table: Mapping[str, Any], name: str, limit: int) -> str:
+    value = table.get(name)
+    if not isinstance(value, str) or len(value) > limit:
+        raise MalformedMessage(f"{name} is not a text of at most {limit} characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise MalformedMessage(f"{name} cannot be written as UTF-8") from error
+    return value
+
+
+def _short(table: Mapping[str, Any], name: str) -> str:
+    return _text(table, name, MAX_FIELD_CHARS)
+
+
+def _count(table: Mapping[str, Any], name: str) -> int:
+    value = table.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
+        raise MalformedMessage(f"{name} is not a count")
+    return value
+
+
+_E = TypeVar("_E", bound=StrEnum)
+
+
+def _enum(kind: type[_E], value: object) -> _E:
+    try:
+        return kind(value)  # type: ignore[arg-type]
+    except ValueError:
+        raise MalformedMessage(f"{value!r:.100} is no {kind.__name__}") from None
