@@ -1,0 +1,359 @@
+"""The coordinator's side of the scheduler: find it, start it, ask and return, and come back when it was killed.
+
+Rule: what this side holds is the truth. Standing asks and leases are kept here and told to whichever scheduler
+answers; a lease that a scheduler no longer counts is returned without effect.
+
+    Desk.exchange -> DeskProxy -> socket -> scheduler
+    watch thread  -> the scheduler's pidfd -> reconnects at once, though the coordinator may be busy for minutes
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from multiprocess import AuthenticationError
+
+from engine import rendezvous
+from engine.errors import CannotRunError, SchedulerUnreachable
+from engine.model import LeaseId, UserId
+from engine.policy.tokens import Limits
+from engine.ports import Answer, Ask, DeskStats, Grant, Return
+from engine.processes import Watched, is_alive
+
+#: How long a coordinator tries to reach or start a scheduler. A start takes half a second, and up to ten more when
+#: the coordinators of a killed one do not come back.
+PATIENCE_SECONDS = 30.0
+#: A call that takes longer has met a scheduler that is stopped.
+CALL_SECONDS = 10.0
+#: The scheduler's own end when nobody needs it; long enough for one command to follow another.
+IDLE_SECONDS = 5.0
+#: The pause before a coordinator starts a scheduler again, so that few processes lose elections.
+_START_PAUSE_SECONDS = 2.0
+#: What talking to a scheduler that is not there, or that goes away, raises.
+_LOST = (OSError, EOFError, AuthenticationError)
+
+_Result = TypeVar("_Result")
+
+
+class Desk:
+    """Implements ports.Desk for one coordinator process. Made by `open_desk`."""
+
+    def __init__(self, data_dir: Path, limits: Limits, *, debug: bool = False) -> None:
+        self.limits = limits
+        self._data_dir = data_dir.resolve()
+        self._debug = debug
+        self._place = rendezvous.make_runtime_dir(self._data_dir)
+        self._client_file = rendezvous.ClientFile(self._place)
+        self._asks: dict[str, Ask] = {}
+        self._leases: dict[LeaseId, Ask] = {}
+        self._proxy: rendezvous.DeskProxy | None = None
+        self._scheduler: tuple[int, float] = (0, 0.0)
+        self._child: subprocess.Popen[bytes] | None = None
+        self._started_at = -_START_PAUSE_SECONDS
+        self._lock = threading.RLock()
+        self._closing = threading.Event()
+        try:
+            self._connect()
+        except BaseException:
+            self._client_file.close()
+            raise
+        self._watcher = threading.Thread(target=self._watch, daemon=True, name="desk-watch")
+        self._watcher.start()
+
+    def exchange(
+        self,
+        *,
+        asks: Sequence[Ask] = (),
+        returns: Sequence[Return] = (),
+        withdraw: Sequence[str] = (),
+        patience_seconds: float = 0.0,
+    ) -> Answer:
+        """See ports.Desk. Raises SchedulerUnreachable after 30 s without a scheduler."""
+        with self._lock:
+            for given in returns:
+                self._leases.pop(given.lease_id, None)
+            for ask_id in withdraw:
+                self._asks.pop(ask_id, None)
+            for ask in asks:
+                self._asks[ask.ask_id] = ask
+            message = (
+                self._client_file.session,
+                [_as_tuple(ask) for ask in asks],
+                [(given.lease_id, given.cost_seconds) for given in returns],
+                list(withdraw),
+                patience_seconds,
+            )
+            answer = self._call("exchange", *message)
+            if answer is None:
+                # The scheduler does not know us: it is a new one, or gave us up. The greeting tells it all.
+                self._hang_up()
+                answer = self._call("exchange", self._client_file.session, [], [], [], patience_seconds) or ((), {}, ())
+            granted, waits, promoted = answer
+            grants = []
+            for ask_id, lease_id in granted:
+                standing = self._asks.pop(ask_id, None)
+                if standing is not None:
+                    self._leases[LeaseId(lease_id)] = standing
+                    grants.append(Grant(ask_id=ask_id, lease_id=LeaseId(lease_id)))
+            return Answer(
+                grants=tuple(grants),
+                waits={UserId(user): why for user, why in waits.items()},
+                promoted=frozenset(UserId(user) for user in promoted),
+            )
+
+    def promote(self, user: UserId) -> bool:
+        """See ports.Desk."""
+        with self._lock:
+            return bool(self._call("promote", user))
+
+    def note_worker(self, pid: int, started: float) -> None:
+        """See ports.Desk. The worker leads its own process group; `started` is processes.start_time(pid)."""
+        with self._lock:
+            self._client_file.add(pid, started)
+
+    def note_worker_gone(self, pid: int) -> None:
+        """See ports.Desk."""
+        with self._lock:
+            self._client_file.remove(pid)
+
+    def statistics(self) -> DeskStats:
+        """See ports.Desk."""
+        with self._lock:
+            return DeskStats(**self._call("statistics"))
+
+    def close(self) -> None:
+        """Return every lease, withdraw every ask, disconnect. Idempotent; never starts a scheduler to say goodbye."""
+        self._closing.set()
+        with self._lock:
+            if self._proxy is not None:
+                with suppress(*_LOST):
+                    self._proxy.call("leave", self._client_file.session)
+            self._hang_up()
+            self._client_file.close()
+            if self._child is not None:
+                self._child.poll()
+
+    def __enter__(self) -> Desk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- how ---
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        """One call, made again after a reconnection when the scheduler went away in between.
+
+        An exchange is not made again: the greeting has already told the new scheduler what stands.
+        """
+        try:
+            if self._proxy is None:
+                self._connect()
+            assert self._proxy is not None
+            return self._proxy.call(method, *arguments)
+        except _LOST:
+            self._hang_up()
+            self._connect()
+            if method == "exchange":
+                arguments = (arguments[0], [], [], [], 0.0)
+            assert self._proxy is not None
+            try:
+                return self._proxy.call(method, *arguments)
+            except _LOST as error:
+                raise SchedulerUnreachable(f"the scheduler went away twice in a row: {error}") from error
+
+    def _connect(self) -> None:
+        until = time.monotonic() + PATIENCE_SECONDS
+        problem: BaseException | None = None
+        while time.monotonic() < until and not self._closing.is_set():
+            try:
+                self._greet()
+                return
+            except (*_LOST, CannotRunError) as error:
+                problem = error
+                self._hang_up()
+                if isinstance(error, _Refused):
+                    raise CannotRunError(str(error)) from error
+            self._start_if_needed()
+            # Jitter keeps the coordinators of a killed scheduler from coming back in step.
+            time.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - nothing secret
+        raise SchedulerUnreachable(
+            f"the scheduler of {self._data_dir} could not be reached in {PATIENCE_SECONDS:.0f} s: {problem}; "
+            f"its log is {self._place / 'scheduler.log'}"
+        )
+
+    def _greet(self) -> None:
+        self._proxy = rendezvous.DeskProxy(self._place, timeout_seconds=CALL_SECONDS)
+        greeting = self._proxy.call(
+            "greet",
+            rendezvous.PROTOCOL,
+            self._client_file.session,
+            [_as_tuple(ask) for ask in self._asks.values()],
+            [(lease_id, _as_tuple(ask)) for lease_id, ask in self._leases.items()],
+        )
+        if "refused" in greeting:
+            raise _Refused(greeting["refused"])
+        pid, started = greeting["scheduler"]
+        self._scheduler = (int(pid), float(started))
+        for lease_id in greeting["void"]:
+            # No longer counted, its worker killed: told to a third scheduler, it would count again.
+            self._leases.pop(LeaseId(lease_id), None)
+        self.limits = Limits(**greeting["limits"])
+        self._started_at = -_START_PAUSE_SECONDS
+
+    def _start_if_needed(self) -> None:
+        """Start a scheduler unless one holds the lock. Two that start at once settle it by that lock."""
+        if self._child is not None and self._child.poll() not in (None, 0, 75):
+            code, self._child = self._child.returncode, None
+            if code > 0:
+                raise CannotRunError(f"the scheduler ended with code {code}: {self._last_words()}")
+        now = time.monotonic()
+        if now - self._started_at < _START_PAUSE_SECONDS or rendezvous.lock_is_held(self._place / "scheduler.lock"):
+            return
+        self._started_at = now
+        limits = self.limits
+        with (self._place / "scheduler.log").open("ab") as log:
+            self._child = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "engine.scheduler",
+                    f"--data-dir={self._data_dir}",
+                    f"--max-total-workers={limits.max_total_workers}",
+                    f"--max-workers-per-user={limits.max_workers_per_user}",
+                    f"--cpu-limit={limits.cpu_limit}",
+                    f"--memory-limit-bytes={limits.memory_limit_bytes}",
+                    f"--idle-seconds={IDLE_SECONDS}",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _last_words(self) -> str:
+        lines = (self._place / "scheduler.log").read_text(encoding="utf-8", errors="replace").splitlines()
+        return lines[-1] if lines else "no reason given"
+
+    def _hang_up(self) -> None:
+        if self._proxy is not None:
+            self._proxy.close()
+            self._proxy = None
+
+    def _watch(self) -> None:
+        """Reconnect as soon as the scheduler has ended: the next one grants nothing before we are back."""
+        while not self._closing.is_set():
+            if self._child is not None:
+                self._child.poll()
+            pid, started = self._scheduler
+            try:
+                watched = Watched(pid, started)
+            except ProcessLookupError:
+                ended = True
+            else:
+                ended = watched.wait_end(1.0)
+                watched.close()
+            if not ended:
+                continue
+            with self._lock:
+                if self._closing.is_set() or is_alive(*self._scheduler):
+                    continue
+                self._hang_up()
+                try:
+                    self._connect()
+                except CannotRunError:
+                    # The next exchange says so to somebody who can act on it.
+                    self._closing.wait(1.0)
+
+
+class _Refused(CannotRunError):  # noqa: N818
+    """The scheduler answered, and will not have us."""
+
+
+def _as_tuple(ask: Ask) -> tuple[str, str, str, str, float, int, float]:
+    return (
+        ask.ask_id,
+        str(ask.user),
+        ask.lane.value,
+        ask.kind.value,
+        ask.cost_seconds,
+        ask.memory_bytes,
+        ask.weight,
+    )
+
+
+def open_desk(
+    *,
+    data_dir: Path,
+    max_total_workers: int,
+    max_workers_per_user: int,
+    cpu_limit: int,
+    memory_limit_bytes: int,
+    debug: bool = False,
+) -> Desk:
+    """A desk of this process at the scheduler of `data_dir`, which is started if none runs.
+
+    The limits are those that a scheduler is started with; one that runs already keeps its own (`Desk.limits`).
+    Raises CannotRunError (runtime folder not private, other release) and SchedulerUnreachable (after 30 s).
+    """
+    limits = Limits(
+        max_total_workers=max_total_workers,
+        max_workers_per_user=max_workers_per_user,
+        cpu_limit=cpu_limit,
+        memory_limit_bytes=memory_limit_bytes,
+    )
+    return Desk(data_dir, limits, debug=debug)
+
+
+def find_statistics(data_dir: Path) -> DeskStats | None:
+    """The counters of the scheduler that runs for this data directory; None when none runs. Starts nothing."""
+    return _visit(data_dir, lambda proxy: DeskStats(**proxy.call("statistics")))
+
+
+def stop_scheduler(data_dir: Path) -> bool:
+    """End the scheduler and wait until it has ended (5 s at most). False when none runs, or it has not ended.
+
+    Coordinators that still work start another one.
+    """
+
+    def say_stop(proxy: rendezvous.DeskProxy) -> Watched | None:
+        pid, started = proxy.call("whoami")
+        try:
+            scheduler = Watched(pid, started)
+        except ProcessLookupError:
+            return None
+        with suppress(*_LOST):
+            # It may be gone before its answer is out.
+            proxy.call("stop")
+        return scheduler
+
+    scheduler = _visit(data_dir, say_stop)
+    if scheduler is None:
+        return False
+    try:
+        return scheduler.wait_end(5.0)
+    finally:
+        scheduler.close()
+
+
+def _visit(data_dir: Path, action: Callable[[rendezvous.DeskProxy], _Result | None]) -> _Result | None:
+    place = rendezvous.find_runtime_dir(data_dir)
+    if not rendezvous.lock_is_held(place / "scheduler.lock"):
+        return None
+    try:
+        proxy = rendezvous.DeskProxy(place, timeout_seconds=CALL_SECONDS)
+        try:
+            return action(proxy)
+        finally:
+            proxy.close()
+    except _LOST:
+        return None

@@ -1,0 +1,167 @@
+"""Processes as things with an identity: find out who lives, wait for an end, end a whole group.
+
+Rule: a process is its id and its start time together, because ids are used again. Linux answers from /proc and
+pidfds; elsewhere psutil answers, and waiting means looking again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+#: prctl(2), linux/prctl.h.
+_PR_SET_PDEATHSIG = 1
+#: How often a process without a pidfd, or a group, is looked at, in seconds. SIGKILL takes a few milliseconds.
+_LOOK_SECONDS = 0.01
+_ON_LINUX = sys.platform.startswith("linux")
+
+
+def start_time(pid: int) -> float:
+    """When the process started: clock ticks since boot on Linux, seconds since the epoch elsewhere.
+
+    A number to compare with itself, not a time of day. Raises ProcessLookupError when there is no such process.
+    """
+    if _ON_LINUX:
+        return float(_stat_fields(pid)[19])
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error as error:
+        raise ProcessLookupError(f"no process {pid}") from error
+
+
+def is_alive(pid: int, started: float) -> bool:
+    """That very process exists and is no zombie (a zombie runs nothing and holds no memory)."""
+    try:
+        if _ON_LINUX:
+            fields = _stat_fields(pid)
+            return float(fields[19]) == started and fields[0] not in "ZX"
+        process = psutil.Process(pid)
+        return float(process.create_time()) == started and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.Error):
+        return False
+
+
+class Watched:
+    """A process whose end can be waited for. `fd` is a pidfd, or -1 where the system has none.
+
+    Raises ProcessLookupError when that very process is already gone.
+    """
+
+    def __init__(self, pid: int, started: float) -> None:
+        self.pid, self.started, self.fd = pid, started, -1
+        if hasattr(os, "pidfd_open"):
+            try:
+                self.fd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                raise
+            except OSError:
+                # An old kernel or a sandbox: is_alive answers instead.
+                self.fd = -1
+        # Looked at after the pidfd was opened, so that it cannot belong to a later process with the same id.
+        if not is_alive(pid, started):
+            self.close()
+            raise ProcessLookupError(f"process {pid} has ended")
+
+    @property
+    def alive(self) -> bool:
+        """True until the process has ended. Never waits."""
+        return is_alive(self.pid, self.started)
+
+    def wait_end(self, timeout_seconds: float) -> bool:
+        """Wait until the process has ended; False when it still lives after the time-out."""
+        if self.fd >= 0:
+            poller = select.poll()
+            poller.register(self.fd, select.POLLIN)
+            return bool(poller.poll(max(0.0, timeout_seconds) * 1000))
+        until = time.monotonic() + timeout_seconds
+        while self.alive:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_LOOK_SECONDS)
+        return True
+
+    def close(self) -> None:
+        """Give the descriptor back. Idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def kill_group(pgid: int, started: float, *, timeout_seconds: float = 5.0) -> bool:
+    """SIGKILL the process group that process `pgid` (started at `started`) leads, and wait until all of it is gone.
+
+    True when nothing of it is left; False when something still is after the time-out (it hangs in the kernel).
+    Safe against used-again ids: the kernel gives no new process the id of a group that still has members.
+    """
+    if pgid <= 1 or pgid == os.getpgrp():
+        raise ValueError(f"process group {pgid} is not a worker's")
+    until = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            if start_time(pgid) != started:
+                return True
+        except ProcessLookupError:
+            pass  # The leader is gone; helpers that it started may live on in its group.
+        members = _group_members(pgid)
+        if not members:
+            return True
+        try:
+            os.killpg(pgid, signal.SIGKILL)
+        except ProcessLookupError:
+            # No such group: a leader that was listed before it became one is ended by its own id.
+            for pid in members:
+                _kill(pid)
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_LOOK_SECONDS)
+
+
+def die_with_parent(expected_parent_pid: int) -> None:
+    """Inside a child: be killed when the thread that started it ends. Does nothing where the system cannot.
+
+    Ends the process at once when the parent has died already.
+    """
+    if _ON_LINUX:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != expected_parent_pid:
+        os._exit(1)
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """The fields of /proc/<pid>/stat from the third (state) on; the name before them may hold any character."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise ProcessLookupError(f"no process {pid}") from error
+    return text[text.rindex(")") + 2 :].split()
+
+
+def _group_members(pgid: int) -> list[int]:
+    """The living processes of a group, and its leader-to-be; zombies are not counted."""
+    members = []
+    for pid in psutil.pids():
+        try:
+            if _ON_LINUX:
+                fields = _stat_fields(pid)
+                group, gone = int(fields[2]), fields[0] in "ZX"
+            else:
+                group, gone = os.getpgid(pid), psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        except (ProcessLookupError, PermissionError, psutil.Error):
+            continue
+        if not gone and (group == pgid or pid == pgid):
+            members.append(pid)
+    return members
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,275 @@
+"""Where coordinators and the scheduler of one data directory meet: the private folder, its files, and the wire.
+
+Rule: nothing is trusted that is not ours. The folder belongs to this account alone, the socket is spoken to only with
+a full key, and what crosses the wire are tuples, dicts, strings and numbers.
+
+    run/ (0700)
+      scheduler.lock     locked by the one scheduler, as long as it lives
+      scheduler.log      what a scheduler that nobody watches has to say
+      key (0600)         random bytes, new with each scheduler
+      socket (0600)      the desk
+      clients/<pid>-<start>-<n>.json   one for each open desk, locked by its process; lists its worker processes
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import socket
+import stat
+import struct
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from multiprocess.connection import Connection, answer_challenge, deliver_challenge
+from multiprocess.managers import BaseProxy, Token, convert_to_error
+
+from engine.errors import CannotRunError
+from engine.processes import is_alive, start_time
+
+#: Raised whenever a message changes its shape. Both sides must say the same.
+PROTOCOL = 1
+#: sun_path holds 107 bytes and its end (unix(7)); some are kept for systems with 104.
+LONGEST_SOCKET_PATH = 100
+KEY_BYTES = 32
+#: The served object's name on the wire, and all that may be called on it.
+SERVED = "desk"
+EXPOSED = ("greet", "exchange", "promote", "statistics", "leave", "whoami", "stop")
+
+
+def find_runtime_dir(data_dir: Path) -> Path:
+    """The folder where the scheduler of this data directory is met; not created here.
+
+    `<data_dir>/run`, or a short path under $XDG_RUNTIME_DIR or the temporary folder when a socket's path there would
+    be too long for the system.
+    """
+    data_dir = data_dir.resolve()
+    place = data_dir / "run"
+    if len(os.fsencode(place / "socket")) <= LONGEST_SOCKET_PATH:
+        return place
+    digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    if base and len(os.fsencode(base)) <= LONGEST_SOCKET_PATH - 40:
+        return Path(base) / f"nightmill-{digest}"
+    return Path(tempfile.gettempdir()) / f"nightmill-{os.getuid()}-{digest}"
+
+
+def make_runtime_dir(data_dir: Path) -> Path:
+    """The folder, there and private. Raises CannotRunError when it is not ours alone."""
+    place = find_runtime_dir(data_dir)
+    try:
+        for folder in (place, place / "clients"):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+            _check_private(folder)
+    except OSError as error:
+        raise CannotRunError(f"the runtime folder {place} cannot be used: {error}") from error
+    return place
+
+
+def _check_private(folder: Path) -> None:
+    found = folder.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        raise CannotRunError(f"{folder} is a symbolic link; remove it: the runtime folder must be a real one")
+    if not stat.S_ISDIR(found.st_mode):
+        raise CannotRunError(f"{folder} is not a folder; remove it")
+    if found.st_uid != os.getuid():
+        raise CannotRunError(f"{folder} belongs to account {found.st_uid}, not to ours ({os.getuid()}); remove it")
+    if found.st_mode & 0o077:
+        raise CannotRunError(f"{folder} is open to other accounts (mode {found.st_mode & 0o777:o}); chmod it to 700")
+
+
+# --- the key ---
+
+
+def write_key(place: Path) -> bytes:
+    """A new key, written whole or not at all."""
+    key = secrets.token_bytes(KEY_BYTES)
+    draft = place / f"key.{secrets.token_hex(4)}"
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key)
+    # Killed before this line: a stray draft is left, and the next scheduler removes it.
+    draft.replace(place / "key")
+    return key
+
+
+def read_key(place: Path) -> bytes:
+    """The key as it stands. Raises OSError when there is none, CannotRunError when it is not whole.
+
+    An empty key would freeze both sides, so nobody connects with one.
+    """
+    descriptor = os.open(place / "key", os.O_RDONLY | os.O_NOFOLLOW)
+    with os.fdopen(descriptor, "rb") as file:
+        key = file.read(KEY_BYTES + 1)
+    if len(key) != KEY_BYTES:
+        raise CannotRunError(f"{place / 'key'} holds {len(key)} bytes instead of {KEY_BYTES}; stop the scheduler")
+    return key
+
+
+def lock_is_held(path: Path) -> bool:
+    """Somebody holds the lock on this file. False when there is no such file."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+# --- client files ---
+
+
+class ClientFile:
+    """What a coordinator leaves for whoever must clean up after it: one line for each worker begun or ended.
+
+    Lines are appended with one write each, so a kill in between leaves at most a torn last line, which is passed over.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self._workers: dict[int, float] = {}
+        pid = os.getpid()
+        stem = f"{pid}-{start_time(pid):.0f}"
+        while True:
+            self.path = place / "clients" / f"{stem}-{secrets.token_hex(4)}.json"
+            self._descriptor = os.open(
+                self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+            )
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            # A scheduler that looked between the two calls took the file for a dead client's and removed it.
+            if self.path.exists():
+                return
+            os.close(self._descriptor)
+
+    @property
+    def session(self) -> str:
+        """The name under which this desk is known to every scheduler."""
+        return self.path.stem
+
+    def add(self, pid: int, started: float) -> None:
+        """A worker that leads its own process group was started."""
+        self._workers[pid] = started
+        self._append({"worker": pid, "started": started})
+
+    def remove(self, pid: int) -> None:
+        """That worker was waited for."""
+        if self._workers.pop(pid, None) is None:
+            return
+        if self._workers:
+            self._append({"gone": pid})
+        else:
+            os.ftruncate(self._descriptor, 0)
+
+    def close(self) -> None:
+        """Remove the file and its lock. Idempotent."""
+        if self._descriptor >= 0:
+            self.path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _append(self, line: dict[str, int | float]) -> None:
+        os.write(self._descriptor, json.dumps(line).encode() + b"\n")
+
+
+def read_client_file(path: Path) -> dict[int, float]:
+    """The workers that a client file lists: process id -> start time. Lines that make no sense are passed over."""
+    workers: dict[int, float] = {}
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return workers
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+            if "worker" in entry:
+                workers[int(entry["worker"])] = float(entry["started"])
+            else:
+                workers.pop(int(entry["gone"]), None)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return workers
+
+
+def owner_of(session: str) -> tuple[int, float]:
+    """The process (id, start time) that a session's name names. Raises ValueError for a name that is none."""
+    pid, started, _ = session.split("-")
+    return int(pid), float(started)
+
+
+def client_is_alive(path: Path) -> bool:
+    """The client of this file lives. Both signs are asked for: a forked child may keep a dead client's lock."""
+    try:
+        pid, started = owner_of(path.stem)
+    except ValueError:
+        return False
+    return lock_is_held(path) and is_alive(pid, started)
+
+
+# --- the wire ---
+
+
+class DeskProxy(BaseProxy):  # type: ignore[misc]
+    """The served desk, called over one connection of its own that never waits longer than `timeout_seconds`.
+
+    Raises OSError, EOFError or AuthenticationError when the scheduler cannot be reached, and whatever it answers.
+    """
+
+    def __init__(self, place: Path, *, timeout_seconds: float) -> None:
+        address = str(place / "socket")
+        key = read_key(place)
+        self._connection = _connect(address, key, timeout_seconds)
+        # The scheduler keeps its one object for as long as it lives: there are no references to count.
+        super().__init__(Token(SERVED, address, SERVED), "pickle", authkey=key, exposed=EXPOSED, incref=False)
+        self._connection.send((None, "accept_connection", ("desk",), {}))
+        self._answer("accept_connection")
+
+    def _callmethod(self, methodname: str, args: tuple[Any, ...] = (), kwds: dict[str, Any] | None = None) -> Any:
+        self._connection.send((SERVED, methodname, args, kwds or {}))
+        return self._answer(methodname)
+
+    def _answer(self, methodname: str) -> Any:
+        kind, result = self._connection.recv()
+        if kind == "#RETURN":
+            return result
+        raise convert_to_error(kind, result)
+
+    def call(self, methodname: str, *args: Any) -> Any:
+        """Call one of EXPOSED."""
+        return self._callmethod(methodname, args)
+
+    def close(self) -> None:
+        """Hang up. Idempotent."""
+        self._connection.close()
+
+
+def _connect(address: str, key: bytes, timeout_seconds: float) -> Connection:
+    with socket.socket(socket.AF_UNIX) as plain:
+        set_timeouts(plain, timeout_seconds)
+        plain.connect(address)
+        connection = Connection(plain.detach())
+    try:
+        answer_challenge(connection, key)
+        deliver_challenge(connection, key)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def set_timeouts(plain: socket.socket, seconds: float) -> None:
+    """Let the kernel end reads and writes that take longer (BlockingIOError); 0.0: wait for ever."""
+    whole = int(seconds)
+    value = struct.pack("@ll", whole, int((seconds - whole) * 1_000_000))
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)

@@ -1,0 +1,148 @@
+"""The words for a source: `folder:PATH`, `mbox:PATH`, `maildir:PATH`, `ics:PATH`, with parameters after a `?`.
+
+Rule: PATH is taken literally, question marks included; the query begins at the last `?` that a known parameter
+follows. Values may be percent-encoded (`%26` for `&`). Every mistake says the thing, the reason and the way out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+from urllib.parse import quote, unquote
+
+from engine.errors import UsageError
+from engine.ports import Source
+from engine.sources.calendar import CalendarSource
+from engine.sources.folder import FolderSource
+from engine.sources.mailbox import MaildirSource, MboxSource
+from engine.sources.rules import DEFAULT_MAX_SIZE_BYTES, Rules
+
+_SCHEMES: Final[dict[str, Callable[[str, str, Rules], Source]]] = {
+    "folder": FolderSource,
+    "mbox": MboxSource,
+    "maildir": MaildirSource,
+    "ics": CalendarSource,
+}
+_PARAMETERS: Final = ("since", "exclude", "max_size")
+#: Where patterns have names to be compared with. A mail in a mailbox has none that means anything to a person.
+_WITH_NAMES: Final = frozenset({"folder", "ics"})
+_UNITS: Final = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+_QUERY: Final = re.compile(r"\?(?=(?:" + "|".join(_PARAMETERS) + r")=)")
+_LOOKS_LIKE_QUERY: Final = re.compile(r"\?([a-z_]+)=[^/]*$")
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceUri:
+    """A parsed source. `path` is absolute; `str()` of it parses to the same again."""
+
+    scheme: str
+    path: str
+    rules: Rules
+
+    def __str__(self) -> str:
+        words = [
+            f"exclude={quote(pattern, safe='/*?[]! ', errors='surrogateescape')}" for pattern in self.rules.exclude
+        ]
+        if self.rules.since is not None:
+            words.append(f"since={datetime.fromtimestamp(self.rules.since, UTC).date().isoformat()}")
+        if self.rules.max_size_bytes != DEFAULT_MAX_SIZE_BYTES:
+            words.append(f"max_size={self.rules.max_size_bytes}")
+        return f"{self.scheme}:{self.path}" + ("?" + "&".join(words) if words else "")
+
+
+def open_source(uri: str) -> Source:
+    """The source that `uri` names; nothing is opened until it is listed. Raises UsageError."""
+    parsed = parse_uri(uri)
+    return _SCHEMES[parsed.scheme](str(parsed), parsed.path, parsed.rules)
+
+
+def parse_uri(uri: str) -> SourceUri:
+    """The parts of a source's URI, `~` expanded and the path made absolute. Raises UsageError."""
+    scheme, colon, rest = uri.partition(":")
+    if not colon or scheme not in _SCHEMES:
+        found = f"{scheme!r} is not a kind of source" if colon else "it does not say what kind of source it is"
+        ways = ", ".join(f"{name}:PATH" for name in _SCHEMES)
+        raise UsageError(f"source {uri!r}: {found}; write one of {ways}")
+    path, query = _split(uri, rest)
+    if not path:
+        raise UsageError(f"source {uri!r}: the path is missing; write {scheme}:PATH")
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"source {uri!r}: the path is not UTF-8 and cannot be stored; make a symbolic link to it with another name"
+        ) from None
+    if "\0" in path:
+        raise UsageError(f"source {uri!r}: the path holds a NUL character; no file can have that name")
+    return SourceUri(scheme=scheme, path=os.path.abspath(os.path.expanduser(path)), rules=_rules(uri, scheme, query))
+
+
+def _split(uri: str, rest: str) -> tuple[str, str]:
+    starts = [match.start() for match in _QUERY.finditer(rest)]
+    if starts:
+        return rest[: starts[-1]], rest[starts[-1] + 1 :]
+    doubtful = _LOOKS_LIKE_QUERY.search(rest)
+    # A folder may really be called that; a slip of the pen is likelier where none is.
+    if doubtful and not os.path.lexists(os.path.expanduser(rest)):
+        raise _unknown_parameter(uri, doubtful.group(1))
+    return rest, ""
+
+
+def _rules(uri: str, scheme: str, query: str) -> Rules:
+    since: float | None = None
+    exclude: list[str] = []
+    max_size_bytes = DEFAULT_MAX_SIZE_BYTES
+    for word in filter(None, query.split("&")):
+        name, _, value = word.partition("=")
+        value = unquote(value, errors="surrogateescape")
+        match name:
+            case "since":
+                since = _since(uri, value)
+            case "exclude":
+                if scheme not in _WITH_NAMES:
+                    raise UsageError(f"source {uri!r}: exclude compares file names, a {scheme} has none; leave it out")
+                if not value:
+                    raise UsageError(f"source {uri!r}: exclude is empty; write a pattern such as exclude=*.tmp")
+                exclude.append(value)
+            case "max_size":
+                max_size_bytes = _size(uri, value)
+            case _:
+                raise _unknown_parameter(uri, name)
+    return Rules(since=since, exclude=tuple(exclude), max_size_bytes=max_size_bytes)
+
+
+def _since(uri: str, value: str) -> float:
+    try:
+        return datetime.strptime(value, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        raise UsageError(f"source {uri!r}: since={value} is not a date; write it as since=2024-01-31") from None
+
+
+def _size(uri: str, value: str) -> int:
+    match = _SIZE.fullmatch(value.strip())
+    unit = match.group(2).upper() if match else ""
+    factor = _UNITS.get(unit, _UNITS.get(unit + "B"))
+    size = int(float(match.group(1)) * factor) if match and factor is not None else 0
+    if size < 1:
+        raise UsageError(f"source {uri!r}: max_size={value} is not a size; write it as max_size=50MB")
+    return size
+
+
+def _unknown_parameter(uri: str, name: str) -> UsageError:
+    return UsageError(f"source {uri!r}: there is no parameter {name!r}; known are {', '.join(_PARAMETERS)}")

@@ -1,0 +1,142 @@
+"""A worker's whole life: limits first, then one stage by name, then unit after unit until the pipe closes.
+
+Run as `python -m engine.workers.child PIPE_FD PARENT_PID`. Rule: this file imports nothing that a stage does not need;
+a test holds what it loads against a list. The only broad `except` of the worker is here.
+
+    begin -> limits -> load stage -> ready -> [ slate, item, report ]* -> done
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from engine.model import Failure
+from engine.ports import StageFailed, StageRunner
+from engine.processes import die_with_parent
+from engine.reasons import Reason
+from engine.workers.messages import Begin, ItemDone, Progress, Ready, UnitDone, UnitOrder, printable, receive, send
+
+#: Progress is said at most this often: the supervisor asks whether a worker lives, not how each page went.
+_PROGRESS_SECONDS = 0.5
+
+
+class _Home:
+    """The two folders a stage may touch, and its voice."""
+
+    def __init__(self, folder: Path, pipe: Connection) -> None:
+        self.inbox = folder / "inbox"
+        self.outbox = folder / "outbox"
+        self._slate = os.open(folder / "slate", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._pipe = pipe
+        self._said = 0.0
+
+    def progress(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._said >= _PROGRESS_SECONDS:
+            self._said = now
+            send(self._pipe, Progress(done=done, total=total))
+
+    def write_slate(self, unit: int, index: int) -> None:
+        """Before an item begins: whoever finds this worker dead knows which item it was."""
+        os.pwrite(self._slate, f"{unit:>20} {index:>10}\n".encode(), 0)
+
+
+def main() -> None:
+    """Serve until the coordinator closes the pipe or dies."""
+    pipe_fd, parent = int(sys.argv[1]), int(sys.argv[2])
+    die_with_parent(parent)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pipe = Connection(pipe_fd)
+    begin = receive(pipe)
+    if not isinstance(begin, Begin):
+        raise SystemExit("the first message must be Begin")
+    home = _Home(Path(begin.home), pipe)
+    runner: StageRunner = importlib.import_module(f"engine.workers.{begin.stage}").open_stage(begin.options)
+    gc.freeze()
+    send(pipe, Ready())
+    while True:
+        try:
+            order = receive(pipe)
+        except EOFError:
+            return
+        if isinstance(order, UnitOrder):
+            _do_unit(order, runner, home, pipe)
+
+
+def _do_unit(unit: UnitOrder, runner: StageRunner, home: _Home, pipe: Connection) -> None:
+    with_limit = unit.memory_bytes > 0
+    if with_limit:
+        _limit_memory(unit.memory_bytes)
+    for index, order in enumerate(unit.orders):
+        home.write_slate(unit.unit, index)
+        _reset_peak()
+        began = time.process_time()
+        result, failure = _do_item(runner, order, home)
+        send(
+            pipe,
+            ItemDone(
+                unit=unit.unit,
+                index=index,
+                result=result,
+                failure=failure,
+                cpu_seconds=time.process_time() - began,
+                peak_bytes=_peak_bytes(),
+            ),
+        )
+    if with_limit:
+        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    send(pipe, UnitDone(unit=unit.unit))
+
+
+def _do_item(runner: StageRunner, order: Mapping[str, Any], home: _Home) -> tuple[Mapping[str, Any], Failure | None]:
+    try:
+        return runner.run(order, home), None
+    except StageFailed as error:
+        return {}, Failure(reason=error.failure.reason, detail=printable(error.failure.detail))
+    except MemoryError:
+        return {}, Failure(reason=Reason.OUT_OF_MEMORY, detail="the unit's memory limit was reached")
+    except Exception as error:  # noqa: BLE001 - the worker's outermost loop: one bad item must not end the others
+        return {}, Failure(reason=Reason.EXTRACTOR_ERROR, detail=printable(f"{type(error).__name__}: {error}"))
+
+
+def _limit_memory(extra_bytes: int) -> None:
+    """A soft limit on private memory over what is in use now: most overruns become a MemoryError, which costs
+    one item, instead of a worker killed by the kernel."""
+    used = _status_bytes("VmData")
+    resource.setrlimit(resource.RLIMIT_DATA, (used + extra_bytes, resource.RLIM_INFINITY))
+
+
+def _reset_peak() -> None:
+    """Begin a new measurement of VmHWM (proc(5), clear_refs 5). Where it may not be written, peaks only grow."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def _peak_bytes() -> int:
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(name: str) -> int:
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            for line in status:
+                if line.startswith(name + ":"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()

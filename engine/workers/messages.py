@@ -1,0 +1,179 @@
+"""What coordinator and worker say to each other: small frozen values, as bounded JSON, one per line of the pipe.
+
+Rule: what comes from a worker is checked here, field by field; nothing of it is ever unpickled, and what breaks the
+protocol raises MalformedMessage.
+
+    coordinator -> worker   Begin (once)        UnitOrder ...
+    worker -> coordinator   Ready (once)        Progress | ItemDone ...  UnitDone
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from engine.errors import MalformedMessage
+from engine.model import Failure
+from engine.reasons import Reason
+
+#: Bytes of one message. Results of any size are files; the largest honest message is a unit of some hundred items.
+MAX_MESSAGE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begin:
+    """What a worker is for: one stage, its options, and the folder that holds its inbox, outbox and slate."""
+
+    stage: str
+    options: Mapping[str, Any]
+    home: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitOrder:
+    """One unit: an order per item, done one after another. `memory_bytes` 0 means no limit of its own."""
+
+    unit: int
+    orders: tuple[Mapping[str, Any], ...]
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """The stage is loaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Something of the present item was finished."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemDone:
+    """The item at `index` of the unit ended: with a result or with a failure, and what it took."""
+
+    unit: int
+    index: int
+    result: Mapping[str, Any] = field(default_factory=dict)
+    failure: Failure | None = None
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitDone:
+    """All items of the unit have been reported."""
+
+    unit: int
+
+
+Message = Begin | UnitOrder | Ready | Progress | ItemDone | UnitDone
+
+
+def send(pipe: Connection, message: Message) -> None:
+    """Raises OSError when the other side is gone, ValueError when the message is too large to be honest."""
+    data = json.dumps({"is": type(message).__name__, **asdict(message)}).encode()
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise ValueError(f"a message of {len(data)} bytes; at most {MAX_MESSAGE_BYTES} are allowed")
+    pipe.send_bytes(data)
+
+
+def receive(pipe: Connection) -> Message:
+    """Raises EOFError when the other side is gone, MalformedMessage for anything that `send` would not have sent."""
+    try:
+        data = pipe.recv_bytes(MAX_MESSAGE_BYTES)
+    except EOFError:
+        raise
+    except OSError as error:
+        if isinstance(error, ConnectionError):
+            raise EOFError from error
+        raise MalformedMessage(f"message larger than {MAX_MESSAGE_BYTES} bytes") from error
+    try:
+        table = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise MalformedMessage("message is not JSON") from error
+    if not isinstance(table, dict):
+        raise MalformedMessage("message is not a table")
+    return _decoded(table)
+
+
+def _decoded(table: dict[str, Any]) -> Message:
+    match table.get("is"):
+        case "Begin":
+            return Begin(stage=_text(table, "stage"), options=_mapping(table, "options"), home=_text(table, "home"))
+        case "UnitOrder":
+            orders = table.get("orders")
+            if not isinstance(orders, list) or not all(isinstance(order, dict) for order in orders):
+                raise MalformedMessage("orders is not a list of tables")
+            return UnitOrder(
+                unit=_count(table, "unit"), orders=tuple(orders), memory_bytes=_count(table, "memory_bytes")
+            )
+        case "Ready":
+            return Ready()
+        case "Progress":
+            return Progress(done=_count(table, "done"), total=_count(table, "total"))
+        case "ItemDone":
+            return ItemDone(
+                unit=_count(table, "unit"),
+                index=_count(table, "index"),
+                result=_mapping(table, "result"),
+                failure=_failure(table.get("failure")),
+                cpu_seconds=_seconds(table, "cpu_seconds"),
+                peak_bytes=_count(table, "peak_bytes"),
+            )
+        case "UnitDone":
+            return UnitDone(unit=_count(table, "unit"))
+        case other:
+            raise MalformedMessage(f"no message is called {other!r:.100}")
+
+
+def _failure(value: object) -> Failure | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise MalformedMessage("failure is not a table")
+    try:
+        reason = Reason(str(value.get("reason")))
+    except ValueError:
+        raise MalformedMessage(f"{value.get('reason')!r:.100} is no reason of the catalogue") from None
+    return Failure(reason=reason, detail=printable(_text(value, "detail")))
+
+
+def printable(text: str, limit: int = 2000) -> str:
+    """One bounded line of text that is safe to store and to show on a terminal."""
+    whole = text.encode("utf-8", "replace").decode()
+    return "".join(sign if sign.isprintable() else " " for sign in whole[:limit]).strip()
+
+
+def _text(table: Mapping[str, Any], name: str) -> str:
+    value = table.get(name)
+    if not isinstance(value, str):
+        raise MalformedMessage(f"{name} is not a text")
+    return value
+
+
+def _mapping(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = table.get(name)
+    if not isinstance(value, dict):
+        raise MalformedMessage(f"{name} is not a table")
+    return value
+
+
+def _count(table: Mapping[str, Any], name: str) -> int:
+    value = table.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise MalformedMessage(f"{name} is not a count")
+    return value
+
+
+def _seconds(table: Mapping[str, Any], name: str) -> float:
+    value = table.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        raise MalformedMessage(f"{name} is not a number of seconds")
+    return float(value)

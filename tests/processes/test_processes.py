@@ -1,0 +1,114 @@
+"""Processes have an identity, and a group ends as a whole."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from engine.processes import Watched, is_alive, kill_group, start_time
+
+FAMILY = "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); sys.stdin.read()"
+
+
+@pytest.fixture
+def family() -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A group of two: a leader and a helper that it started."""
+    leader = subprocess.Popen(
+        [sys.executable, "-c", FAMILY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert leader.stdout is not None
+    helper = int(leader.stdout.readline())
+    yield leader, helper
+    kill_group(leader.pid, _started(leader.pid))
+    leader.communicate()
+
+
+def _started(pid: int) -> float:
+    try:
+        return start_time(pid)
+    except ProcessLookupError:
+        return 0.0
+
+
+def test_the_same_id_at_another_time_is_another_process() -> None:
+    """An id that was used again is not taken for the process that had it."""
+    mine = start_time(os.getpid())
+    assert is_alive(os.getpid(), mine)
+    assert not is_alive(os.getpid(), mine - 1)
+    with pytest.raises(ProcessLookupError):
+        Watched(os.getpid(), mine - 1)
+
+
+def test_a_zombie_is_not_alive() -> None:
+    """A process that has ended and was not waited for runs nothing and counts as gone."""
+    child = subprocess.Popen(["sleep", "600"])
+    started = start_time(child.pid)
+    watched = Watched(child.pid, started)
+    assert not watched.wait_end(0.0)
+    child.kill()
+    assert watched.wait_end(5.0)
+    assert not is_alive(child.pid, started)
+    assert not watched.alive
+    watched.close()
+    child.wait()
+    with pytest.raises(ProcessLookupError):
+        start_time(child.pid)
+
+
+def test_a_group_is_gone_when_the_call_returns(family: tuple[subprocess.Popen[str], int]) -> None:
+    """The leader and the helpers it started are dead, not merely signalled."""
+    leader, helper = family
+    identity, helper_started = start_time(leader.pid), start_time(helper)
+    assert kill_group(leader.pid, identity)
+    assert not is_alive(leader.pid, identity)
+    assert not is_alive(helper, helper_started)
+
+
+def test_helpers_of_a_dead_leader_are_ended_too(family: tuple[subprocess.Popen[str], int]) -> None:
+    """A leader that died on its own leaves nothing running in its group."""
+    leader, helper = family
+    identity, helper_started = start_time(leader.pid), start_time(helper)
+    leader.kill()
+    leader.wait()
+    assert is_alive(helper, helper_started)
+    assert kill_group(leader.pid, identity)
+    assert not is_alive(helper, helper_started)
+
+
+def test_somebody_elses_process_with_the_same_id_is_left_alone(family: tuple[subprocess.Popen[str], int]) -> None:
+    """A start time that does not fit means that the listed process is gone: nobody is killed."""
+    leader, helper = family
+    identity = start_time(leader.pid)
+    assert kill_group(leader.pid, identity - 1)
+    assert is_alive(leader.pid, identity)
+    assert is_alive(helper, start_time(helper))
+
+
+def test_our_own_group_is_never_killed() -> None:
+    """A client file that names ourselves, or everybody, is an error."""
+    for group in (os.getpgrp(), 0, 1, -1):
+        with pytest.raises(ValueError, match="is not a worker's"):
+            kill_group(group, 1.0)
+
+
+def test_a_child_dies_with_its_parent() -> None:
+    """With die_with_parent a child does not outlive a parent that is killed."""
+    child_code = (
+        "import os,sys,time; from engine.processes import die_with_parent; die_with_parent(int(sys.argv[1]));"
+        "print(os.getpid(), flush=True); time.sleep(600)"
+    )
+    parent_code = "import os,subprocess,sys; subprocess.run([sys.executable,'-c',sys.argv[1],str(os.getpid())])"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", parent_code, child_code], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    watched = Watched(child, start_time(child))
+    parent.kill()
+    parent.communicate()
+    assert watched.wait_end(5.0)
+    watched.close()

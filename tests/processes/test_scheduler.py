@@ -1,0 +1,369 @@
+"""The scheduler as real processes: shared limits, dead borrowers, a dead scheduler, hostile runtime folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from engine import desk as desk_module
+from engine import rendezvous
+from engine.desk import Desk, find_statistics, open_desk, stop_scheduler
+from engine.errors import CannotRunError
+from engine.model import Lane, TokenKind, UserId
+from engine.ports import Ask, Return
+from engine.processes import Watched, is_alive, start_time
+
+BORROWER = textwrap.dedent(
+    """
+    import json, subprocess, sys
+    from pathlib import Path
+    from engine.desk import open_desk
+    from engine.model import Lane, TokenKind, UserId
+    from engine.ports import Ask
+    from engine.processes import start_time
+
+    desk = open_desk(data_dir=Path(sys.argv[1]), max_total_workers=2, max_workers_per_user=2, cpu_limit=4,
+                     memory_limit_bytes=10**9)
+    worker = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    desk.note_worker(worker.pid, start_time(worker.pid))
+    asks = [Ask(ask_id=str(n), user=UserId("bob"), lane=Lane.BULK, kind=TokenKind.CPU, cost_seconds=1.0)
+            for n in range(2)]
+    held = list(desk.exchange(asks=asks, patience_seconds=0.05).grants)
+    while len(held) < 2:
+        held += desk.exchange(patience_seconds=0.05).grants
+    print(json.dumps([worker.pid, start_time(worker.pid)]), flush=True)
+    sys.stdin.read()
+    """
+)
+
+
+def an_ask(name: str, user: str = "ann", lane: Lane = Lane.BULK) -> Ask:
+    return Ask(ask_id=name, user=UserId(user), lane=lane, kind=TokenKind.CPU, cost_seconds=1.0)
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Iterator[Path]:
+    """A data directory whose scheduler is ended after the test."""
+    place = tmp_path / "data"
+    yield place
+    with suppress(CannotRunError):
+        stop_scheduler(place)
+
+
+@pytest.fixture
+def opened() -> Iterator[ExitStack]:
+    """What the test opens is closed before its scheduler is stopped."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def a_desk(stack: ExitStack, data_dir: Path, *, total: int = 2) -> Desk:
+    return stack.enter_context(
+        open_desk(
+            data_dir=data_dir,
+            max_total_workers=total,
+            max_workers_per_user=2,
+            cpu_limit=4,
+            memory_limit_bytes=10**9,
+        )
+    )
+
+
+def a_borrower(stack: ExitStack, data_dir: Path) -> tuple[subprocess.Popen[str], int, float]:
+    """A process that holds two leases and has one worker process; (process, worker's id, worker's start)."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BORROWER, str(data_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+
+    def end() -> None:
+        process.kill()
+        process.communicate()
+
+    stack.callback(end)
+    pid, started = json.loads(process.stdout.readline())
+    stack.callback(lambda: is_alive(pid, started) and os.killpg(pid, signal.SIGKILL))
+    return process, pid, started
+
+
+def until(what: Callable[[], bool], seconds: float = 15.0) -> None:
+    """Wait for what other processes do; fails when it does not come about."""
+    end = monotonic() + seconds
+    pause = subprocess.Popen(["sleep", str(seconds + 5)])
+    try:
+        while not what():
+            assert monotonic() < end, "it did not come about in time"
+            with suppress(subprocess.TimeoutExpired):
+                pause.wait(0.02)
+    finally:
+        pause.kill()
+        pause.wait()
+
+
+def scheduler_of(desk: Desk) -> tuple[int, float]:
+    return desk._scheduler
+
+
+def kill_scheduler(desk: Desk) -> tuple[int, float]:
+    """SIGKILL the scheduler that this desk talks to, and wait until it is gone."""
+    pid, started = scheduler_of(desk)
+    watched = Watched(pid, started)
+    os.kill(pid, signal.SIGKILL)
+    assert watched.wait_end(5.0)
+    watched.close()
+    return pid, started
+
+
+def test_two_clients_share_the_limits(data_dir: Path, opened: ExitStack) -> None:
+    """What one process holds is missing for the other, and comes to it when it is returned."""
+    a_borrower(opened, data_dir)
+    desk = a_desk(opened, data_dir)
+    answer = desk.exchange(asks=[an_ask("1")])
+    assert answer.grants == ()
+    assert answer.waits == {"ann": "total_cap"}
+    stats = desk.statistics()
+    assert (stats.active_workers, stats.user_workers, stats.waiting, stats.sessions) == (2, {"bob": 2}, {"ann": 1}, 2)
+    assert find_statistics(data_dir) == stats
+
+
+def test_return_and_the_next_ask_are_one_call(data_dir: Path, opened: ExitStack) -> None:
+    """Leases go out, come back once, and a late or invented return changes nothing."""
+    desk = a_desk(opened, data_dir)
+    (first, second) = desk.exchange(asks=[an_ask("1"), an_ask("2"), an_ask("3")]).grants
+    back = Return(lease_id=first.lease_id, cost_seconds=0.1)
+    (third,) = desk.exchange(returns=[back]).grants
+    assert third.ask_id == "3"
+    assert desk.exchange(asks=[an_ask("4")], returns=[back]).grants == ()
+    assert desk.exchange(withdraw=["4", "unknown"]).waits == {}
+    assert desk.statistics().active_workers == 2
+    assert second.lease_id != third.lease_id
+
+
+def test_a_killed_holders_worker_dies_before_its_tokens_return(data_dir: Path, opened: ExitStack) -> None:
+    """kill -9 of a borrower kills its listed worker; only then are its tokens lent to who waits."""
+    borrower, worker, started = a_borrower(opened, data_dir)
+    desk = a_desk(opened, data_dir)
+    assert desk.exchange(asks=[an_ask("1")]).grants == ()
+    borrower.kill()
+    borrower.wait()
+
+    def granted() -> bool:
+        return bool(desk.exchange(patience_seconds=0.05).grants)
+
+    until(granted)
+    assert not is_alive(worker, started)
+    assert len(list((data_dir / "run" / "clients").iterdir())) == 1
+
+
+def test_a_stopped_borrower_keeps_its_tokens(data_dir: Path, opened: ExitStack) -> None:
+    """SIGSTOP is not an end: nothing of a stopped process is lent to others."""
+    borrower, worker, started = a_borrower(opened, data_dir)
+    desk = a_desk(opened, data_dir)
+    borrower.send_signal(signal.SIGSTOP)
+    for _ in range(10):
+        assert desk.exchange(asks=[an_ask("1")], patience_seconds=0.05).grants == ()
+    assert is_alive(worker, started)
+
+
+def test_a_killed_scheduler_is_replaced_and_knows_what_is_out(data_dir: Path, opened: ExitStack) -> None:
+    """After kill -9 of the scheduler both clients come back with their leases, and no token is lent twice."""
+    borrower, worker, started = a_borrower(opened, data_dir)
+    desk = a_desk(opened, data_dir)
+    assert desk.exchange(asks=[an_ask("1")]).grants == ()
+    dead = kill_scheduler(desk)
+    for _ in range(5):
+        assert desk.exchange(patience_seconds=0.05).grants == ()
+    assert scheduler_of(desk) != dead
+    until(lambda: desk.statistics().active_workers == 2)
+    assert is_alive(worker, started)
+    assert desk.exchange().grants == ()
+    borrower.kill()
+    borrower.wait()
+    until(lambda: bool(desk.exchange(patience_seconds=0.05).grants))
+    assert desk.statistics().user_workers == {"ann": 1}
+
+
+def test_leases_survive_the_scheduler_and_end_once(data_dir: Path, opened: ExitStack) -> None:
+    """A lease of the old scheduler is returned to the new one, and the ask that stood is granted for it."""
+    desk = a_desk(opened, data_dir)
+    (one, _) = desk.exchange(asks=[an_ask("1"), an_ask("2"), an_ask("3")]).grants
+    kill_scheduler(desk)
+    assert desk.exchange().grants == ()
+    assert desk.statistics().active_workers == 2
+    answer = desk.exchange(returns=[Return(lease_id=one.lease_id, cost_seconds=1.0)], patience_seconds=0.05)
+    assert [grant.ask_id for grant in answer.grants] == ["3"]
+
+
+def test_scheduler_and_client_killed_together_leave_no_worker(data_dir: Path, opened: ExitStack) -> None:
+    """The next scheduler ends the workers of clients that died with the last one, before it grants anything."""
+    borrower, worker, started = a_borrower(opened, data_dir)
+    with open_desk(
+        data_dir=data_dir, max_total_workers=2, max_workers_per_user=2, cpu_limit=4, memory_limit_bytes=10**9
+    ) as other:
+        scheduler = scheduler_of(other)
+    borrower.send_signal(signal.SIGSTOP)
+    os.kill(scheduler[0], signal.SIGKILL)
+    borrower.kill()
+    borrower.wait()
+    assert is_alive(worker, started)
+    desk = a_desk(opened, data_dir)
+    assert len(desk.exchange(asks=[an_ask("1"), an_ask("2")], patience_seconds=0.05).grants) == 2
+    assert not is_alive(worker, started)
+
+
+def test_a_client_that_does_not_come_back_loses_its_workers(data_dir: Path, opened: ExitStack) -> None:
+    """A stopped client of a killed scheduler is waited for, told as `recovering`, and then its workers are ended."""
+    borrower, worker, started = a_borrower(opened, data_dir)
+    desk = a_desk(opened, data_dir)
+    desk.exchange(asks=[an_ask("1")])
+    borrower.send_signal(signal.SIGSTOP)
+    kill_scheduler(desk)
+    answer = desk.exchange()
+    assert answer.waits == {"ann": "recovering"}
+    assert is_alive(worker, started)
+    until(lambda: bool(desk.exchange(patience_seconds=0.05).grants), 20.0)
+    assert not is_alive(worker, started)
+
+
+def test_leftovers_of_a_dead_scheduler_do_not_matter(data_dir: Path, opened: ExitStack) -> None:
+    """A stale socket, an unlocked lock file and an empty key are replaced by the next scheduler."""
+    place = rendezvous.make_runtime_dir(data_dir)
+    for name in ("socket", "scheduler.lock", "key", "key.1234"):
+        (place / name).touch(mode=0o600)
+    assert find_statistics(data_dir) is None
+    desk = a_desk(opened, data_dir)
+    assert len(desk.exchange(asks=[an_ask("1")]).grants) == 1
+    assert not (place / "key.1234").exists()
+    assert (place / "socket").stat().st_mode & 0o777 == 0o600
+    assert (place / "key").stat().st_mode & 0o777 == 0o600
+
+
+def test_nobody_connects_with_a_key_that_is_not_whole(data_dir: Path, opened: ExitStack) -> None:
+    """A short key beside a living scheduler is an error at once, not a connection that freezes."""
+    a_desk(opened, data_dir)
+    whole = (data_dir / "run" / "key").read_bytes()
+    opened.callback((data_dir / "run" / "key").write_bytes, whole)
+    (data_dir / "run" / "key").write_bytes(b"short")
+    with pytest.raises(CannotRunError, match="holds 5 bytes instead of 32"):
+        find_statistics(data_dir)
+    (data_dir / "run" / "key").write_bytes(b"\0" * rendezvous.KEY_BYTES)
+    assert find_statistics(data_dir) is None
+
+
+def test_it_ends_by_itself_when_idle(data_dir: Path, opened: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without sessions the process ends after its idle time and leaves no socket."""
+    monkeypatch.setattr(desk_module, "IDLE_SECONDS", 0.3)
+    with ExitStack() as stack:
+        desk = a_desk(stack, data_dir)
+        pid, started = scheduler_of(desk)
+        for _ in range(20):
+            desk.exchange(asks=[an_ask("1")], withdraw=["1"], patience_seconds=0.05)
+        assert is_alive(pid, started)
+    until(lambda: not is_alive(pid, started))
+    assert not (data_dir / "run" / "socket").exists()
+    assert find_statistics(data_dir) is None
+    assert stop_scheduler(data_dir) is False
+
+
+def test_promotion_reaches_other_sessions(data_dir: Path, opened: ExitStack) -> None:
+    """Who waits for a user moves that user forward in the night's session, and the night is told."""
+    night, day = a_desk(opened, data_dir, total=1), a_desk(opened, data_dir)
+    (lease,) = night.exchange(asks=[an_ask("1", "bob"), an_ask("2", "bob"), an_ask("3", "ann")]).grants
+    assert day.promote(UserId("nobody")) is False
+    assert day.promote(UserId("bob")) is True
+    answer = night.exchange(returns=[Return(lease_id=lease.lease_id, cost_seconds=9.0)])
+    assert [grant.ask_id for grant in answer.grants] == ["2"]
+    assert answer.promoted == {"bob"}
+    assert day.exchange().promoted == frozenset()
+
+
+def test_the_limits_are_those_of_the_first_comer(data_dir: Path, opened: ExitStack) -> None:
+    """A second coordinator with other settings is told the limits that are in force."""
+    a_desk(opened, data_dir, total=2)
+    assert a_desk(opened, data_dir, total=9).limits.max_total_workers == 2
+
+
+@pytest.mark.parametrize("prepare", ["link", "open", "file"])
+def test_a_runtime_folder_that_is_not_private_is_refused(tmp_path: Path, prepare: str) -> None:
+    """A symbolic link, a folder open to others or a file in the folder's place: nothing is started."""
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    match prepare:
+        case "link":
+            (data_dir / "run").symlink_to(tmp_path / "elsewhere")
+        case "open":
+            (data_dir / "run").mkdir()
+            (data_dir / "run").chmod(0o755)
+        case _:
+            (data_dir / "run").touch()
+    with pytest.raises(CannotRunError, match="run"):
+        open_desk(data_dir=data_dir, max_total_workers=1, max_workers_per_user=1, cpu_limit=1, memory_limit_bytes=1)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_foreign_runtime_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of another account is never used."""
+    rendezvous.make_runtime_dir(tmp_path)
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    with pytest.raises(CannotRunError, match=f"belongs to account {owner}"):
+        rendezvous.make_runtime_dir(tmp_path)
+
+
+def test_a_long_data_path_meets_elsewhere(tmp_path: Path, opened: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a socket's path would be too long, the meeting place is a short private one."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path)[:50] if len(str(tmp_path)) <= 50 else "")
+    data_dir = tmp_path / ("long" * 40)
+    place = rendezvous.find_runtime_dir(data_dir)
+    opened.callback(lambda: subprocess.run(["rm", "-rf", str(place)], check=True))
+    assert len(str(place / "socket")) <= 100
+    opened.callback(stop_scheduler, data_dir)
+    assert len(a_desk(opened, data_dir).exchange(asks=[an_ask("1")]).grants) == 1
+
+
+def test_another_protocol_is_told_which_side_to_restart(
+    data_dir: Path, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two releases that do not understand each other say so at once."""
+    a_desk(opened, data_dir)
+    monkeypatch.setattr(rendezvous, "PROTOCOL", rendezvous.PROTOCOL + 1)
+    with pytest.raises(CannotRunError, match="the scheduler is older and must be restarted"):
+        a_desk(opened, data_dir)
+
+
+def test_garbage_on_the_wire_changes_nothing(data_dir: Path, opened: ExitStack) -> None:
+    """A malformed call is answered with an error; counters and connection stay as they were."""
+    desk = a_desk(opened, data_dir)
+    desk.exchange(asks=[an_ask("1")])
+    before = desk.statistics()
+    proxy = rendezvous.DeskProxy(data_dir / "run", timeout_seconds=5.0)
+    opened.callback(proxy.close)
+    session = desk._client_file.session
+    for asks in ([("x",)], [("x", "ann", "bulk", "cpu", float("nan"), 0, 1.0)], 7):
+        with pytest.raises((ValueError, TypeError)):
+            proxy.call("exchange", session, asks, [], [], 0.0)
+    with pytest.raises(ValueError, match="malformed"):
+        proxy.call("exchange", session, [("x", "ann", "bulk", "cpu", 1.0, 0, 1.0)], [("e", -1.0)], [], 0.0)
+    assert proxy.call("exchange", "1-2-3", [], [], [], 0.0) is None
+    assert "refused" in proxy.call("greet", rendezvous.PROTOCOL, "1-2-3", [], [])
+    assert desk.statistics() == before
+
+
+def test_a_session_is_only_for_its_own_process(data_dir: Path, opened: ExitStack) -> None:
+    """A process cannot introduce itself under another process's name."""
+    a_desk(opened, data_dir)
+    proxy = rendezvous.DeskProxy(data_dir / "run", timeout_seconds=5.0)
+    opened.callback(proxy.close)
+    other = f"{os.getppid()}-{start_time(os.getppid()):.0f}-00000000"
+    assert "is calling" in proxy.call("greet", rendezvous.PROTOCOL, other, [], [])["refused"]
