@@ -180,7 +180,7 @@ class _MiniLm:
             }
             layer = self._session.run(None, feed)[0][0]
             total, count = total + layer.sum(axis=0), count + len(window)
-        return (total / max(1, count)).astype(np.float32)  # type: ignore[no-any-return]
+        return (total / max(1, count)).astype(np.float32)
 
 
 class _WordLlama:

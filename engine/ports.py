@@ -195,12 +195,21 @@ class Desk(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserRecord:
-    """A registered user. `generation`: of the index that the ledger's states describe."""
+    """A registered user.
+
+    generation   of the index that the ledger's states describe
+    index_stamp  what the index's files looked like then (indexes.paths.stamp); another one means: look inside
+    versions     stage versions that the user's items were last brought to (engine/versions.py); "" before the first run
+    done         when a run last did all that could be done for the user, seconds since the epoch; None: never
+    """
 
     name: UserId
     weight: float
     generation: int
     created: float
+    index_stamp: str = ""
+    versions: str = ""
+    done: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,6 +300,18 @@ class ListingOutcome:
     held: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """One invocation. `ended` and `exit_code` are None while it runs (or where it was killed)."""
+
+    id: RunId
+    kind: str
+    began: float
+    ended: float | None
+    exit_code: int | None
+    report: Mapping[str, Any]
+
+
 class Listing(Protocol):
     """One listing of one source being taken down: pages in, one set comparison each."""
 
@@ -319,6 +340,10 @@ class Ledger(Protocol):
 
     def remove_source(self, source: SourceId) -> None:
         """Forget a source and its items."""
+        ...
+
+    def find_user(self, user: UserId) -> UserRecord | None:
+        """The user of that name."""
         ...
 
     def users(self) -> list[UserRecord]:
@@ -353,8 +378,8 @@ class Ledger(Protocol):
         """Attempts and state moves of many items, in one transaction. Unknown (since removed) items are passed over."""
         ...
 
-    def published(self, user: UserId, generation: int, moves: Sequence[Move], run: RunId) -> None:
-        """The user's index has committed `generation`; the same facts are copied here."""
+    def published(self, run: RunId, user: UserId, generation: int, moves: Sequence[Move]) -> None:
+        """The user's index has committed `generation`; the same facts are copied here, in one transaction."""
         ...
 
     def reconcile(
@@ -368,14 +393,6 @@ class Ledger(Protocol):
         """Make items pending again (`failures retry`, `reindex --full`, new stage versions); returns how many."""
         ...
 
-    def stage_versions(self) -> Mapping[str, str]:
-        """The versions that indexed items were made with, as last recorded."""
-        ...
-
-    def record_stage_versions(self, versions: Mapping[str, str]) -> None:
-        """Remember the versions in use."""
-        ...
-
     def begin_run(self, kind: str, users: int) -> RunId:
         """Open a run."""
         ...
@@ -384,12 +401,20 @@ class Ledger(Protocol):
         """Close it, with its report."""
         ...
 
-    def user_done(self, user: UserId, run: RunId) -> None:
+    def user_done(self, user: UserId, run: RunId, *, index_stamp: str, versions: str) -> None:
         """Everything of this user that could be done in this run is done (orders the next night)."""
         ...
 
     def counts(self, user: UserId | None = None) -> Counts:
         """Items by state, of a user or of all."""
+        ...
+
+    def counts_by_user(self) -> Mapping[UserId, Counts]:
+        """The same for every user, in one query."""
+        ...
+
+    def last_runs(self, limit: int) -> list[RunRecord]:
+        """The latest runs, newest first."""
         ...
 
     def failures(
