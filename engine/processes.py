@@ -134,6 +134,28 @@ def die_with_parent(expected_parent_pid: int) -> None:
         os._exit(1)
 
 
+def cpu_seconds(pid: int) -> float:
+    """User and system time that the process itself has used. Raises ProcessLookupError."""
+    if _ON_LINUX:
+        fields = _stat_fields(pid)
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error as error:
+        raise ProcessLookupError(f"no process {pid}") from error
+    return float(times.user + times.system)
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of the process that is in RAM. Raises ProcessLookupError."""
+    if _ON_LINUX:
+        return int(_stat_fields(pid)[21]) * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error as error:
+        raise ProcessLookupError(f"no process {pid}") from error
+
+
 def _stat_fields(pid: int) -> list[str]:
     """The fields of /proc/<pid>/stat from the third (state) on; the name before them may hold any character."""
     try:

@@ -19,7 +19,7 @@ from engine.model import Kind
 
 #: Text is measured in slices of at most so many characters: the cost of a chunk then does not grow with the length
 #: of the document, and no chunk is ever longer.
-BLOCK_CHARS: Final = 10_000
+BLOCK_CHARS: Final = 4_000
 #: A longer "word" is a hash, a key or encoded data; nobody types more of it than this.
 MAX_KEYWORD_CHARS: Final = 64
 #: Words of a question that are looked up. A pasted page would otherwise become a query of thousands of terms.

@@ -62,3 +62,11 @@ def after_failure(failure: Failure, *, attempts: int, alone: bool) -> Verdict:
 def worth_another_run(reason: Reason) -> bool:
     """Should the next run, by itself, try an item again that failed for this reason?"""
     return reason in PASSING
+
+
+def keeps_published(reason: Reason) -> bool:
+    """Does what was published of an item before stay searchable, though its new state could not be read?
+
+    It does where the item itself is very likely as it was, or will be read soon; not where it is known to be another.
+    """
+    return reason in PASSING - {Reason.UNREADABLE, Reason.VANISHED}

@@ -34,8 +34,8 @@ _GONE: Final = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR})
 
 #: What a key may not hold as it is: the escape itself, control characters, undecodable bytes.
 _ESCAPED_IN_KEYS: Final = re.compile("[%\x00-\x1f\x7f-\x9f\udc80-\udcff]")
-#: What must not reach a terminal: controls, and the marks that reverse the direction of a file name to hide its ending.
-_ESCAPED_FOR_PEOPLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+#: What must not reach a terminal: controls, and the marks that turn the direction of a file name to hide its ending.
+_ESCAPED_FOR_PEOPLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _UNDECODABLE: Final = re.compile("[\udc80-\udcff]")
 
 
@@ -103,6 +103,9 @@ def open_folder(name: str, parent: int) -> int:
 def open_file(root: int, names: Sequence[str]) -> Iterator[int]:
     """A descriptor of a regular file beneath `root`. Raises FetchFailed."""
     path = shown("/".join(names))
+    if any(name in ("", ".", "..") or "/" in name or "\0" in name for name in names):
+        # No listing gives such a name, so the locator is damaged; followed, it could lead out of the root.
+        raise failed(Reason.UNREADABLE, f"{path} does not name a file beneath the source")
     folder = os.dup(root)
     try:
         with _fetch_failures(path):
@@ -144,13 +147,18 @@ def open_single_for_fetch(place: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def copy_file(descriptor: int, target: Path, path: str, stamp: Callable[[os.stat_result], str]) -> Fetched:
+def copy_file(
+    descriptor: int, target: Path, path: str, stamp: Callable[[os.stat_result], str], *, max_size_bytes: int
+) -> Fetched:
     """Copy a whole regular file. `stamp` makes the fingerprint; a copy during which it moved is refused.
 
-    Raises FetchFailed: changed_while_reading, unreadable, disk_full.
+    Raises FetchFailed: too_large (it has grown since it was listed), changed_while_reading, unreadable, disk_full.
     """
     before = os.fstat(descriptor)
-    result = write_new(target, blocks(descriptor, 0, None, path))
+    if before.st_size > max_size_bytes:
+        raise failed(Reason.TOO_LARGE, f"{path} has grown to {before.st_size:,} bytes; max_size is {max_size_bytes:,}")
+    # One byte more than there were shows that it grows; a log that is written as fast as we read would never end.
+    result = write_new(target, blocks(descriptor, 0, before.st_size + 1, path))
     after = os.fstat(descriptor)
     if stamp(before) != stamp(after) or result.size_bytes != after.st_size:
         target.unlink(missing_ok=True)

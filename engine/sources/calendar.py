@@ -7,7 +7,7 @@ Rule: lines and offsets (RFC 5545, 3.1 and 3.4). Where an event begins and ends,
 from __future__ import annotations
 
 import calendar
-import contextlib
+import codecs
 import hashlib
 import os
 import re
@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from engine.errors import SourceUnavailable
 from engine.model import Fetched, Fingerprint, ItemKey, Kind, Listed
+from engine.ports import FetchFailed
 from engine.reasons import Reason
 from engine.sources.beneath import (
     blocks,
@@ -40,8 +41,17 @@ from engine.sources.rules import Rules
 
 #: A longer line is seen in parts: what matters here is never that long, an inline attachment may be.
 _LINE_BYTES: Final = 65_536
-_DAY: Final = re.compile(rb"DTSTART[^:\r\n]*:(\d{4})(\d\d)(\d\d)", re.IGNORECASE)
-_ZONE_NAME: Final = re.compile(rb";TZID=\"?([^\":;,\r\n]+)", re.IGNORECASE)
+#: Of a property (a line, unfolded) so much is looked at; a UID has 255 bytes at most (RFC 7986, 5.3).
+_PROPERTY_BYTES: Final = 2_000
+_PROPERTY: Final = re.compile(rb"([\w-]+)((?:;[\w-]+=(?:\"[^\"]*\"|[^\";:]++)*+)*+)\s*:(.*)", re.DOTALL)
+_ZONE_NAME: Final = re.compile(rb";TZID=(?:\"([^\"]*)\"|([^\";:]+))", re.IGNORECASE)
+_STAMP: Final = re.compile(rb"DTSTAMP\s*[;:]", re.IGNORECASE)
+_DAY: Final = re.compile(rb"(\d{4})(\d\d)(\d\d)")
+#: Components inside each other that are told apart: an event holds alarms, and these hold nothing.
+_DEPTH: Final = 16
+_KEPT: Final = frozenset({b"VEVENT", b"VTIMEZONE"})
+#: What begins where nothing of these is open any more.
+_BOUNDS: Final = frozenset({*_KEPT, b"VCALENDAR"})
 
 
 class CalendarSource:
@@ -58,7 +68,11 @@ class CalendarSource:
         if not os.path.isdir(self._path):
             yield from pages(self._items_of_file())
             return
-        before = self._folder_cursor()
+        try:
+            before = self._folder_cursor()
+        except SourceUnavailable:
+            # What can be listed is listed first; the listing says the same at its end.
+            before = ""
         yield from pages(self._items_of_folder())
         self._cursor = before
 
@@ -85,7 +99,7 @@ class CalendarSource:
         path = shown("/".join(names))
         with open_root_for_fetch(self._path) as root, open_file(root, names) as descriptor:
             if "offset" not in locator:
-                return copy_file(descriptor, target, path, stamp)
+                return copy_file(descriptor, target, path, stamp, max_size_bytes=self._rules.max_size_bytes)
             return _write_event(descriptor, locator, target, path)
 
     def _items_of_file(self) -> Iterator[Listed]:
@@ -101,14 +115,14 @@ class CalendarSource:
                 message = f"{shown(self._path)} was rewritten while it was listed; the next run looks again"
                 raise SourceUnavailable(Reason.SOURCE_INCOMPLETE, message)
             self._cursor = file_cursor(before)
-        except OSError as error:
-            message = f"{shown(self._path)} cannot be read: {error.strerror}"
+        except FetchFailed as error:
+            message = f"{shown(self._path)} cannot be read: {error.failure.detail}"
             raise SourceUnavailable(Reason.SOURCE_UNREADABLE, message) from None
         finally:
             os.close(descriptor)
 
     def _items_of_folder(self) -> Iterator[Listed]:
-        repeats, trouble = Repeats(), ""
+        repeats, trouble = Repeats(), list[str]()
         root = open_root(self._path)
         try:
             for path, status in self._files():
@@ -117,18 +131,22 @@ class CalendarSource:
                     yield _whole(path, status, skip)
                     continue
                 try:
-                    with contextlib.closing(_Opened(root, path)) as opened:
-                        scan = _scan(opened.descriptor)
-                        if scan.calendar:
-                            yield from self._events(scan, shown(path), key_of(path), status, repeats)
-                        else:
-                            yield _whole(path, status, None)
-                except OSError as error:
-                    trouble = trouble or f"{shown(path)}: {error.strerror}"
+                    with open_file(root, path.split("/")) as descriptor:
+                        scan = _scan(descriptor)
+                except FetchFailed as error:
+                    # Its events are not known to be gone, so the listing must not pass for complete.
+                    trouble.append(error.failure.detail)
+                    continue
+                if scan.calendar:
+                    yield from self._events(scan, shown(path), key_of(path), status, repeats)
+                else:
+                    verdict = self._rules.verdict(size_bytes=status.st_size, modified=status.st_mtime)
+                    yield _whole(path, status, verdict)
         finally:
             os.close(root)
         if trouble:
-            message = f"a part of {shown(self._path)} could not be listed: {trouble}"
+            more = f" (and {len(trouble) - 1:,} more)" if len(trouble) > 1 else ""
+            message = f"a part of {shown(self._path)} could not be listed: {trouble[0]}{more}"
             raise SourceUnavailable(Reason.SOURCE_INCOMPLETE, message)
 
     def _skip(self, path: str, status: os.stat_result) -> tuple[Reason, str] | None:
@@ -180,22 +198,6 @@ class CalendarSource:
             )
 
 
-class _Opened:
-    """A file of the folder, open for reading. Raises OSError."""
-
-    def __init__(self, root: int, path: str) -> None:
-        self._stack = contextlib.ExitStack()
-        from engine.ports import FetchFailed
-
-        try:
-            self.descriptor = self._stack.enter_context(open_file(root, path.split("/")))
-        except FetchFailed as error:
-            raise OSError(None, error.failure.detail) from None
-
-    def close(self) -> None:
-        self._stack.close()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Event:
     offset: int
@@ -215,97 +217,138 @@ class _Scan:
     events: list[_Event] = field(default_factory=list)
     zones: list[tuple[bytes, int, int]] = field(default_factory=list)
 
+    def add(self, component: _Component, end: int) -> None:
+        """A component that ends before `end`."""
+        component.finish()
+        length = end - component.offset
+        if component.kind == b"VTIMEZONE":
+            self.zones.append((component.zone(), component.offset, length))
+            return
+        self.events.append(
+            _Event(
+                offset=component.offset,
+                length=length,
+                sha256=component.sha256(),
+                identity=component.identity(),
+                day=component.day,
+                repeats=component.repeats,
+                zones=frozenset(component.zones),
+            )
+        )
+
 
 def _scan(descriptor: int) -> _Scan:
-    """All events and time zones of a file. One that is not closed, because the file is cut off, ends with it."""
-    scan, stack, opened, offset = _Scan(), list[bytes](), _Component(0), 0
+    """All events and time zones of a file. One that is not closed ends with the calendar, or where the next begins."""
+    scan, offset = _Scan(), 0
+    component: _Component | None = None
     for line, whole in _lines(descriptor, 0, None):
-        word = line[:40].strip().upper() if whole else b""
-        if word.startswith(b"BEGIN:"):
-            name = word[6:]
-            if name in (b"VEVENT", b"VTIMEZONE") and b"VEVENT" in stack:
-                _close(scan, stack, opened, offset)
-            scan.calendar = scan.calendar or name == b"VCALENDAR"
-            if name in (b"VEVENT", b"VTIMEZONE"):
-                opened = _Component(offset)
-            stack.append(name)
-        inside = b"VEVENT" in stack or b"VTIMEZONE" in stack
-        if inside:
-            opened.add(line, whole, direct=stack[-1] in (b"VEVENT", b"VTIMEZONE"))
+        begun, ended = _boundary(line if offset else line.removeprefix(codecs.BOM_UTF8), whole)
+        if component is not None and (begun in _BOUNDS or ended == b"VCALENDAR"):
+            scan.add(component, offset)
+            component = None
+        scan.calendar = scan.calendar or begun == b"VCALENDAR"
+        if begun in _KEPT:
+            component = _Component(begun, offset)
         offset += len(line)
-        if word.startswith(b"END:") and word[4:] in stack:
-            while stack[-1] != word[4:]:
-                stack.pop()
-            if stack[-1] in (b"VEVENT", b"VTIMEZONE"):
-                _close(scan, stack, opened, offset)
-            else:
-                stack.pop()
-    if b"VEVENT" in stack:
-        _close(scan, stack, opened, offset)
+        if component is not None:
+            component.add(line, whole)
+            if component.closed:
+                scan.add(component, offset)
+                component = None
+    if component is not None:
+        scan.add(component, offset)
     return scan
 
 
-class _Component:
-    """An event or a time zone being read."""
+def _boundary(line: bytes, whole: bool) -> tuple[bytes, bytes]:
+    """The names of the component that the line begins, and of the one that it ends. A folded line is none of both."""
+    word = line[:40].rstrip().upper() if whole else b""
+    return (
+        word.removeprefix(b"BEGIN:") if word.startswith(b"BEGIN:") else b"",
+        word.removeprefix(b"END:") if word.startswith(b"END:") else b"",
+    )
 
-    def __init__(self, offset: int) -> None:
+
+class _Component:
+    """An event or a time zone being read. `day` and the like are known after `finish`."""
+
+    def __init__(self, kind: bytes, offset: int) -> None:
+        self.kind = kind
         self.offset = offset
-        self.digest = hashlib.sha256()
         self.day: float | None = None
         self.repeats = False
         self.zones: set[bytes] = set()
-        self.names: dict[bytes, bytes] = {}
-        self._name = b""
+        self.open: list[bytes] = []  # components begun and not ended, this one first
+        self._digest = hashlib.sha256()
+        self._values: dict[bytes, bytes] = {}
+        self._line = b""  # unfolded (RFC 5545, 3.1), as far as it matters
+        self._own = False  # that line is its own, not one of a component inside it
         self._stamp = False
 
-    def add(self, line: bytes, whole: bool, *, direct: bool) -> None:
-        folded = not whole or line[:1] in (b" ", b"\t")
-        if not folded:
-            self._name = re.split(rb"[;:]", line[:64], maxsplit=1)[0].strip().upper() if direct else b""
-            self._stamp = self._name == b"DTSTAMP"
+    @property
+    def closed(self) -> bool:
+        """Its END has been seen."""
+        return not self.open
+
+    def add(self, line: bytes, whole: bool) -> None:
+        """The next line, or part of one."""
+        begun, ended = _boundary(line, whole)
+        if begun and len(self.open) < _DEPTH:
+            self.open.append(begun)
+        text = line.rstrip(b"\r\n")
+        folded = line[:1] in (b" ", b"\t")
+        if whole and not folded:
+            self.finish()
+            self._line = b""
+            self._own = len(self.open) == 1
+            self._stamp = self._own and _STAMP.match(line) is not None
+        elif whole:
+            text = text[1:]
+        if self._own and len(self._line) < _PROPERTY_BYTES:
+            self._line += text[:_PROPERTY_BYTES]
         # DTSTAMP is the time of the export in what many services write: it is no change of the event.
         if not self._stamp:
-            self.digest.update(line)
-        self.zones.update(_ZONE_NAME.findall(line))
-        if self._name in (b"UID", b"RECURRENCE-ID", b"TZID"):
-            text = line.rstrip(b"\r\n")
-            self.names[self._name] = self.names.get(self._name, b"") + (text[1:] if folded else text)
-        elif self._name == b"RRULE":
+            self._digest.update(line)
+        if ended in self.open:
+            del self.open[len(self.open) - 1 - self.open[::-1].index(ended) :]
+
+    def finish(self) -> None:
+        """The present property is complete: take from it what a listing needs."""
+        match = _PROPERTY.match(self._line)
+        if match is None:
+            return
+        name, parameters, value = match.group(1).upper(), match.group(2), match.group(3).strip()
+        self.zones.update(_zone_name(quoted or bare) for quoted, bare in _ZONE_NAME.findall(parameters))
+        if name in (b"RRULE", b"RDATE"):
             self.repeats = True
-        elif self._name == b"DTSTART" and self.day is None:
-            self.day = _day(line)
+        elif name == b"DTSTART" and self.day is None:
+            self.day = _day(value)
+        elif name in (b"UID", b"RECURRENCE-ID", b"TZID"):
+            self._values.setdefault(name, value)
+
+    def sha256(self) -> str:
+        """What changes with it, its DTSTAMP aside."""
+        return self._digest.hexdigest()[:DIGEST_DIGITS]
+
+    def zone(self) -> bytes:
+        """The name by which events refer to this time zone."""
+        return _zone_name(self._values.get(b"TZID", b""))
 
     def identity(self) -> bytes:
-        uid = self.names.get(b"UID")
-        if uid is None:
-            return self.digest.digest()
-        return hashlib.sha256(uid + b"\n" + self.names.get(b"RECURRENCE-ID", b"")).digest()
+        """What it is called for ever: its UID, and which of the repetitions it replaces; without one, its content."""
+        uid = self._values.get(b"UID")
+        if not uid:
+            return self._digest.digest()
+        return hashlib.sha256(uid + b"\n" + self._values.get(b"RECURRENCE-ID", b"")).digest()
 
 
-def _close(scan: _Scan, stack: list[bytes], opened: _Component, end: int) -> None:
-    while stack:
-        name = stack.pop()
-        if name == b"VTIMEZONE":
-            zone = opened.names.get(b"TZID", b"").partition(b":")[2].strip()
-            scan.zones.append((zone, opened.offset, end - opened.offset))
-            return
-        if name == b"VEVENT":
-            scan.events.append(
-                _Event(
-                    offset=opened.offset,
-                    length=end - opened.offset,
-                    sha256=opened.digest.hexdigest()[:DIGEST_DIGITS],
-                    identity=opened.identity(),
-                    day=opened.day,
-                    repeats=opened.repeats,
-                    zones=frozenset(opened.zones),
-                )
-            )
-            return
+def _zone_name(text: bytes) -> bytes:
+    """TZID is escaped text as a property (RFC 5545, 3.3.11), and not as a parameter."""
+    return text.replace(b"\\", b"").strip()
 
 
-def _day(line: bytes) -> float | None:
-    match = _DAY.match(line)
+def _day(value: bytes) -> float | None:
+    match = _DAY.match(value)
     try:
         return float(calendar.timegm((*(int(n) for n in match.groups()), 0, 0, 0))) if match else None
     except (ValueError, OverflowError):
@@ -329,27 +372,26 @@ def _lines(descriptor: int, offset: int, length: int | None) -> Iterator[tuple[b
 
 
 def _write_event(descriptor: int, locator: Mapping[str, Any], target: Path, path: str) -> Fetched:
-    component = _Component(0)
+    component = _Component(b"VEVENT", 0)
 
     def pieces() -> Iterator[bytes]:
         yield b"BEGIN:VCALENDAR\r\nVERSION:2.0\r\nPRODID:-//Nightmill//one event//EN\r\n"
         zones = list(locator["zones"])
         for offset, length in zip(zones[::2], zones[1::2], strict=True):
             yield from _ended(blocks(descriptor, int(offset), int(length), path))
-        yield from _ended(hashed())
+        yield from _ended(event())
+        # What a cut-off file leaves open; readers pass over an event without its end.
+        for name in reversed(component.open):
+            yield b"END:%b\r\n" % name
         yield b"END:VCALENDAR\r\n"
 
-    def hashed() -> Iterator[bytes]:
-        depth = 0
+    def event() -> Iterator[bytes]:
         for line, whole in _lines(descriptor, int(locator["offset"]), int(locator["length"])):
-            word = line[:40].strip().upper() if whole else b""
-            depth += word.startswith(b"BEGIN:")
-            component.add(line, whole, direct=depth == 1)
-            depth -= word.startswith(b"END:")
+            component.add(line, whole)
             yield line
 
     fetched = write_new(target, pieces())
-    if component.digest.hexdigest()[:DIGEST_DIGITS] != locator["sha256"]:
+    if component.sha256() != locator["sha256"]:
         target.unlink(missing_ok=True)
         raise failed(Reason.CHANGED_WHILE_READING, f"{path} was rewritten after it was listed")
     return Fetched(

@@ -58,7 +58,8 @@ class FolderSource:
         """Copy one file. Raises FetchFailed."""
         names = [name_of(part) for part in str(locator["path"]).split("/")]
         with open_root_for_fetch(self._root) as root, open_file(root, names) as descriptor:
-            return copy_file(descriptor, target, shown("/".join(names)), stamp)
+            path = shown("/".join(names))
+            return copy_file(descriptor, target, path, stamp, max_size_bytes=self._rules.max_size_bytes)
 
     def _items(self) -> Iterator[Listed]:
         for found in walk(self._root, enter=self._enter):
@@ -154,6 +155,8 @@ def walk(root: str, *, enter: Callable[[str, str], bool]) -> Iterator[Found]:
                 # Also a folder that has vanished or become a link: what it held may have been moved to a place
                 # already passed, so the listing must not pass for complete.
                 trouble.append(f"{shown(folder.prefix.rstrip('/')) or '.'}: {error.strerror}")
+            # Kept in every folder on the way down, the paths of a deep tree would need the square of its depth.
+            folder.prefix = ""
             waiting.extend(reversed(deeper))
     finally:
         trail.close()
@@ -163,9 +166,9 @@ def walk(root: str, *, enter: Callable[[str, str], bool]) -> Iterator[Found]:
         raise SourceUnavailable(Reason.SOURCE_INCOMPLETE, message)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Folder:
-    """A folder to visit. `prefix` is its path with a slash at the end; only names of waiting folders are kept."""
+    """A folder to visit. `prefix` is its path with a slash at the end, until it has been visited."""
 
     parent: _Folder | None
     name: str

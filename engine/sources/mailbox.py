@@ -46,18 +46,24 @@ DIGEST_DIGITS: Final = 32
 #: A line that separates mails stands after a blank one. 500: an address (254) and a date, twice over.
 _SEPARATOR: Final = re.compile(rb"\n\r?\nFrom ([^\r\n]{0,500})(?=\r?\n)")
 _FIRST: Final = re.compile(rb"(?:\r?\n)*From ([^\r\n]{0,500})\r?(?:\n|\Z)")
-#: Longer than any match of _SEPARATOR.
-_OVERLAP_BYTES: Final = 520
-#: Most writers date their separators. Where the first one is dated, a "From here on" in a text is not mistaken for one.
+#: Longer than any match of _SEPARATOR or _UNDATED.
+_OVERLAP_BYTES: Final = 640
+#: Where the first separator is dated, a "From here on" in a text is not mistaken for one. An address alone with a
+#: header in the next line is: some programs keep the "From " line with which they were given a mail.
+_UNDATED: Final = re.compile(rb"\n\r?\nFrom [^\s]{1,500}\r?\n[!-9;-~]{1,76}:")
 _TIME_OF_DAY: Final = re.compile(rb"\b\d{1,2}:\d\d\b")
+#: As asctime(3) writes it, or with a time zone before the year ("+0000" in what Google Takeout exports).
 _DATE: Final = re.compile(
-    rb"\b(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) +(\d{1,2}) +(\d{1,2}):(\d\d)(?::(\d\d))?\b.*?\b(\d{4})\b"
+    rb"\b(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) +(\d{1,2}) +(\d{1,2}):(\d\d)(?::(\d\d))?\b"
+    rb".*?(?<![\d+-])(\d{4})\b"
 )
 _MONTHS: Final = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
 #: 64 kB of header hold the Message-ID of every real mail.
 _HEADER_BYTES: Final = 65_536
 _HEADER_END: Final = re.compile(rb"\n\r?\n")
 _MESSAGE_ID: Final = re.compile(rb"^message-id[ \t]*:[ \t]*(?:\r?\n[ \t]+)?([^\r\n]+)", re.IGNORECASE | re.MULTILINE)
+#: How often a maildir's folder is read until it keeps still. Each look after the first costs only its names.
+_LOOKS: Final = 5
 _QUOTED_FROM: Final = re.compile(rb"^>(>*From )", re.MULTILINE)
 _QUOTED_FROM_LATER: Final = re.compile(rb"(?<=\n)>(>*From )")
 
@@ -168,14 +174,14 @@ class MaildirSource:
         names = [name_of(part) for part in str(locator["path"]).split("/")]
         with open_root_for_fetch(self._root) as root:
             try:
-                return _copy_mail(root, names, target)
+                return _copy_mail(root, names, target, self._rules.max_size_bytes)
             except FetchFailed as error:
                 if error.failure.reason is not Reason.VANISHED:
                     raise
             moved = _find_moved(root, names)
             if moved is None:
                 raise failed(Reason.VANISHED, f"{shown('/'.join(names))} was removed after it was listed")
-            return _copy_mail(root, moved, target)
+            return _copy_mail(root, moved, target, self._rules.max_size_bytes)
 
     def _items(self, root: int) -> Iterator[Listed]:
         trouble: list[str] = []
@@ -195,6 +201,8 @@ class MaildirSource:
                 found_any = True
                 try:
                     yield from self._mails(descriptor, names, seen)
+                except FileNotFoundError:
+                    trouble.append(f"{shown('/'.join(names))}: it did not keep still")
                 except OSError as error:
                     trouble.append(f"{shown('/'.join(names))}: {error.strerror}")
                 finally:
@@ -216,18 +224,28 @@ class MaildirSource:
             raise source_unavailable(error, self._root, what="maildir") from None
 
     def _mails(self, descriptor: int, names: Sequence[str], seen: set[str]) -> Iterator[Listed]:
+        """The mails of one folder. Raises OSError; FileNotFoundError when one could not be caught."""
         folder = "/".join(names[:-1])
-        with os.scandir(descriptor) as entries:
-            for entry in entries:
-                unique = _unique(entry.name)
-                if entry.name.startswith(".") or unique in seen:
-                    continue
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                seen.add(unique)
-                yield self._listed(folder, "/".join([*names, entry.name]), unique, status)
+        missed: FileNotFoundError | None = None
+        for _ in range(_LOOKS):
+            # A mail that is read or flagged is renamed: between two system calls it is found under neither name.
+            missed, before = None, os.fstat(descriptor).st_mtime_ns
+            with os.scandir(descriptor) as entries:
+                for entry in entries:
+                    unique = _unique(entry.name)
+                    if entry.name.startswith(".") or unique in seen:
+                        continue
+                    try:
+                        status = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError as error:
+                        missed = error
+                        continue
+                    seen.add(unique)
+                    yield self._listed(folder, "/".join([*names, entry.name]), unique, status)
+            if missed is None and os.fstat(descriptor).st_mtime_ns == before:
+                return
+        if missed is not None:
+            raise missed
 
     def _listed(self, folder: str, path: str, unique: str, status: os.stat_result) -> Listed:
         skip: tuple[Reason, str] | None
@@ -312,7 +330,9 @@ class _Growing:
     def _identity(self) -> bytes:
         end = _HEADER_END.search(self._head)
         found = _MESSAGE_ID.search(self._head, 0, end.start() + 1 if end else len(self._head))
-        return hashlib.sha256(found.group(1).strip()).digest() if found else self._digest.digest()
+        name = found.group(1).strip() if found else b""
+        # A name that is there but empty would be shared by all such mails, and their keys would follow their order.
+        return hashlib.sha256(name).digest() if name else self._digest.digest()
 
 
 def _mails(descriptor: int, size: int, path: str) -> Iterator[_Mail]:
@@ -344,7 +364,7 @@ def _mails(descriptor: int, size: int, path: str) -> Iterator[_Mail]:
             start = match.start()  # in `buffer`: one past the newline that ends the mail, as `text` is longer by one
             if start >= decided and not at_end:
                 break
-            if dated and not _TIME_OF_DAY.search(match.group(1)):
+            if dated and not _TIME_OF_DAY.search(match.group(1)) and not _UNDATED.match(text, match.start()):
                 continue
             mail.add(buffer[done:start])
             yield mail.finish()
@@ -352,7 +372,8 @@ def _mails(descriptor: int, size: int, path: str) -> Iterator[_Mail]:
             done += 2 if buffer[done : done + 2] == b"\r\n" else 1
             mail = _Growing(base + done, match.group(1))
         if at_end:
-            mail.add(_without_last_blank(buffer[done:]))
+            # With the newline before: a mail of nothing but a blank line ends at once.
+            mail.add(_without_last_blank(text[done:])[1:])
             yield mail.finish()
             return
         cut = max(done, decided)
@@ -406,9 +427,9 @@ def _mail_stamp(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def _copy_mail(root: int, names: Sequence[str], target: Path) -> Fetched:
+def _copy_mail(root: int, names: Sequence[str], target: Path, max_size_bytes: int) -> Fetched:
     with open_file(root, names) as descriptor:
-        return copy_file(descriptor, target, shown("/".join(names)), _mail_stamp)
+        return copy_file(descriptor, target, shown("/".join(names)), _mail_stamp, max_size_bytes=max_size_bytes)
 
 
 def _find_moved(root: int, names: Sequence[str]) -> Sequence[str] | None:
@@ -420,10 +441,11 @@ def _find_moved(root: int, names: Sequence[str]) -> Sequence[str] | None:
         except OSError:
             continue
         try:
-            with os.scandir(descriptor) as entries:
-                for entry in entries:
-                    if _unique(entry.name) == unique:
-                        return [*folder, entry.name]
+            for name in os.listdir(descriptor):
+                if _unique(name) == unique:
+                    return [*folder, name]
+        except OSError:
+            continue
         finally:
             os.close(descriptor)
     return None

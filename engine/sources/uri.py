@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote
 
 from engine.errors import UsageError
 from engine.ports import Source
+from engine.sizes import parse_size
 from engine.sources.calendar import CalendarSource
 from engine.sources.folder import FolderSource
 from engine.sources.mailbox import MaildirSource, MboxSource
@@ -30,21 +31,8 @@ _SCHEMES: Final[dict[str, Callable[[str, str, Rules], Source]]] = {
 _PARAMETERS: Final = ("since", "exclude", "max_size")
 #: Where patterns have names to be compared with. A mail in a mailbox has none that means anything to a person.
 _WITH_NAMES: Final = frozenset({"folder", "ics"})
-_UNITS: Final = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
 _QUERY: Final = re.compile(r"\?(?=(?:" + "|".join(_PARAMETERS) + r")=)")
-_LOOKS_LIKE_QUERY: Final = re.compile(r"\?([a-z_]+)=[^/]*$")
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)", re.IGNORECASE)
+_LOOKS_LIKE_QUERY: Final = re.compile(r"\?([a-z_]+)=[^/]*\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +51,9 @@ class SourceUri:
             words.append(f"since={datetime.fromtimestamp(self.rules.since, UTC).date().isoformat()}")
         if self.rules.max_size_bytes != DEFAULT_MAX_SIZE_BYTES:
             words.append(f"max_size={self.rules.max_size_bytes}")
+        if not words and (_QUERY.search(self.path) or _LOOKS_LIKE_QUERY.search(self.path)):
+            # A path that looks like one with parameters is taken whole only in front of real ones.
+            words.append(f"max_size={DEFAULT_MAX_SIZE_BYTES}")
         return f"{self.scheme}:{self.path}" + ("?" + "&".join(words) if words else "")
 
 
@@ -79,17 +70,17 @@ def parse_uri(uri: str) -> SourceUri:
         found = f"{scheme!r} is not a kind of source" if colon else "it does not say what kind of source it is"
         ways = ", ".join(f"{name}:PATH" for name in _SCHEMES)
         raise UsageError(f"source {uri!r}: {found}; write one of {ways}")
-    path, query = _split(uri, rest)
-    if not path:
-        raise UsageError(f"source {uri!r}: the path is missing; write {scheme}:PATH")
+    if "\0" in rest:
+        raise UsageError(f"source {uri!r}: the path holds a NUL character; no file can have that name")
     try:
-        path.encode("utf-8")
+        rest.encode("utf-8")
     except UnicodeEncodeError:
         raise UsageError(
             f"source {uri!r}: the path is not UTF-8 and cannot be stored; make a symbolic link to it with another name"
         ) from None
-    if "\0" in path:
-        raise UsageError(f"source {uri!r}: the path holds a NUL character; no file can have that name")
+    path, query = _split(uri, rest)
+    if not path:
+        raise UsageError(f"source {uri!r}: the path is missing; write {scheme}:PATH")
     return SourceUri(scheme=scheme, path=os.path.abspath(os.path.expanduser(path)), rules=_rules(uri, scheme, query))
 
 
@@ -135,10 +126,10 @@ def _since(uri: str, value: str) -> float:
 
 
 def _size(uri: str, value: str) -> int:
-    match = _SIZE.fullmatch(value.strip())
-    unit = match.group(2).upper() if match else ""
-    factor = _UNITS.get(unit, _UNITS.get(unit + "B"))
-    size = int(float(match.group(1)) * factor) if match and factor is not None else 0
+    try:
+        size = parse_size(value)
+    except ValueError:
+        size = 0
     if size < 1:
         raise UsageError(f"source {uri!r}: max_size={value} is not a size; write it as max_size=50MB")
     return size

@@ -10,7 +10,10 @@ protocol raises MalformedMessage.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import re
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,6 +24,9 @@ from engine.reasons import Reason
 
 #: Bytes of one message. Results of any size are files; the largest honest message is a unit of some hundred items.
 MAX_MESSAGE_BYTES = 1 << 20
+_FRAME = struct.Struct("!i")
+#: An escape for half a character. `send` writes none; one may also stand in a text that speaks of such escapes.
+_MAYBE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +83,13 @@ Message = Begin | UnitOrder | Ready | Progress | ItemDone | UnitDone
 
 
 def send(pipe: Connection, message: Message) -> None:
-    """Raises OSError when the other side is gone, ValueError when the message is too large to be honest."""
-    data = json.dumps({"is": type(message).__name__, **asdict(message)}).encode()
+    """Raises OSError when the other side is gone.
+
+    ValueError when the message is too large to be honest, or holds what `receive` would refuse: a number that is
+    none or is infinite, text that UTF-8 cannot write.
+    """
+    table = {"is": type(message).__name__, **asdict(message)}
+    data = json.dumps(table, allow_nan=False, ensure_ascii=False).encode()
     if len(data) > MAX_MESSAGE_BYTES:
         raise ValueError(f"a message of {len(data)} bytes; at most {MAX_MESSAGE_BYTES} are allowed")
     pipe.send_bytes(data)
@@ -91,16 +102,55 @@ def receive(pipe: Connection) -> Message:
     except EOFError:
         raise
     except OSError as error:
-        if isinstance(error, ConnectionError):
+        # The only OSError of `Connection` that says something of the message. The others, one for half a message
+        # among them, mean that the other side died: what it died of is told by how its process ended.
+        if str(error) != "bad message length":
             raise EOFError from error
         raise MalformedMessage(f"message larger than {MAX_MESSAGE_BYTES} bytes") from error
+    return _parsed(data)
+
+
+class Stream:
+    """What a worker has written so far, taken apart into messages: never waits for the rest of one.
+
+    The frames are those of `Connection.send_bytes`: four bytes of length, most significant first, and the message.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """The messages that `data` completes. Raises MalformedMessage."""
+        self._buffer += data
+        while len(self._buffer) >= _FRAME.size:
+            (size,) = _FRAME.unpack_from(self._buffer)
+            if not 0 <= size <= MAX_MESSAGE_BYTES:
+                raise MalformedMessage(f"message of {size} bytes; at most {MAX_MESSAGE_BYTES} are allowed")
+            if len(self._buffer) < _FRAME.size + size:
+                return
+            message = bytes(self._buffer[_FRAME.size : _FRAME.size + size])
+            del self._buffer[: _FRAME.size + size]
+            yield _parsed(message)
+
+
+def _parsed(data: bytes) -> Message:
     try:
-        table = json.loads(data)
+        table = json.loads(data.decode(), parse_constant=_number, parse_float=_number)
+        if _MAYBE_SURROGATE.search(data):
+            json.dumps(table, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise MalformedMessage("message is not JSON") from error
     if not isinstance(table, dict):
         raise MalformedMessage("message is not a table")
     return _decoded(table)
+
+
+def _number(text: str) -> float:
+    """JSON knows no NaN and no infinity; Python reads both, and 1e999 as one. Raises ValueError."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a number")
+    return value
 
 
 def _decoded(table: dict[str, Any]) -> Message:
@@ -129,8 +179,10 @@ def _decoded(table: dict[str, Any]) -> Message:
             )
         case "UnitDone":
             return UnitDone(unit=_count(table, "unit"))
-        case other:
-            raise MalformedMessage(f"no message is called {other!r:.100}")
+        case str(other):
+            raise MalformedMessage(f"no message is called {other[:100]!r}")
+        case _:
+            raise MalformedMessage("message does not say what it is")
 
 
 def _failure(value: object) -> Failure | None:
@@ -138,10 +190,11 @@ def _failure(value: object) -> Failure | None:
         return None
     if not isinstance(value, dict):
         raise MalformedMessage("failure is not a table")
+    code = _text(value, "reason")
     try:
-        reason = Reason(str(value.get("reason")))
+        reason = Reason(code)
     except ValueError:
-        raise MalformedMessage(f"{value.get('reason')!r:.100} is no reason of the catalogue") from None
+        raise MalformedMessage(f"{code[:100]!r} is no reason of the catalogue") from None
     return Failure(reason=reason, detail=printable(_text(value, "detail")))
 
 

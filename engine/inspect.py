@@ -1,0 +1,179 @@
+"""What does the engine see in this file? One file through the same workers, limits and OCR that a run uses.
+
+Rule: nothing is stored. The work is done under tokens of the desk like any other, in the interactive lane.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from engine.clock import SystemClock
+from engine.desk import Desk
+from engine.document import MAX_PART_BYTES, Document, Page
+from engine.errors import MalformedMessage, UsageError
+from engine.model import Failure, Lane, Stage, TokenKind, UserId
+from engine.policy import estimates
+from engine.policy.estimates import Estimate
+from engine.ports import Ask, FetchFailed, Return
+from engine.reasons import Reason
+from engine.run import desk_for, make_plan, spool_for
+from engine.settings import Settings
+from engine.sources import beneath
+from engine.workers import results
+from engine.workers.supervisor import Bounds, Ended, Finished, Lost, Supervisor, Worker
+
+#: No user can have this name (it begins with a dash), so nobody's share is touched.
+_NOBODY = UserId("-extract")
+
+
+def read_file(settings: Settings, path: Path) -> Document | Failure:
+    """Extract, with OCR where it is needed, and return the document, or why there is none.
+
+    Raises UsageError when there is no such file, CannotRunError when no worker or scheduler can be had.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file; name one to look into")
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with spool_for(settings) as spool, desk_for(settings) as desk:
+        supervisor = Supervisor(
+            spool=spool / "workers",
+            book=desk,
+            clock=SystemClock(),
+            bounds=Bounds(stall_seconds=settings.stall_seconds, wall_seconds=settings.unit_seconds),
+        )
+        try:
+            return _Reading(settings, desk, supervisor, path).read()
+        finally:
+            supervisor.close()
+
+
+class _Reading:
+    def __init__(self, settings: Settings, desk: Desk, supervisor: Supervisor, path: Path) -> None:
+        self._plan = make_plan(settings)
+        self._desk, self._supervisor, self._path = desk, supervisor, path
+        self._units = 0
+
+    def read(self) -> Document | Failure:
+        guess = estimates.extraction(size_bytes=self._path.stat().st_size, ending=self._path.suffix.lower())
+        order = {"name": self._path.name, "kind": "file"}
+        done = self._do(Stage.EXTRACT, order, guess, "document")
+        if isinstance(done, Failure):
+            return done
+        try:
+            document = Document.from_json(done)
+        except MalformedMessage as error:
+            return Failure(reason=Reason.PROTOCOL, detail=str(error))
+        wanting = [page.number for page in document.pages if page.needs_ocr]
+        if not wanting:
+            return document
+        if not self._plan.ocr:
+            return replace(document, notes=(*document.notes, f"{len(wanting)} pages were not read: OCR is off"))
+        return self._with_ocr(document, wanting)
+
+    def _with_ocr(self, document: Document, wanting: list[int]) -> Document:
+        pages = {page.number: page for page in document.pages}
+        notes = list(document.notes)
+        for number in wanting:
+            order = {"media_type": document.media_type, "page": number}
+            done = self._do(Stage.OCR, order, estimates.ocr_page(), "page")
+            page: Page | None = None
+            if not isinstance(done, Failure):
+                try:
+                    page = replace(Page.from_json(done), number=number, needs_ocr=False)
+                except MalformedMessage as error:
+                    done = Failure(reason=Reason.PROTOCOL, detail=str(error))
+            if page is not None:
+                pages[number] = page
+            elif isinstance(done, Failure):
+                notes.append(f"page {number} could not be read: {done.reason}: {done.detail}"[:1000])
+        ordered = tuple(pages[page.number] for page in document.pages)
+        return replace(document, pages=ordered, notes=tuple(notes[:100]))
+
+    def _do(self, stage: Stage, order: Mapping[str, Any], estimate: Estimate, field: str) -> object:
+        """One unit under one token: the JSON of the result, or the Failure."""
+        self._units += 1
+        lease = self._lease(estimate)
+        try:
+            worker = self._supervisor.find_idle(stage) or self._supervisor.start(stage, self._plan.options[stage])
+            self._supervisor.reserve(worker, self._units, 1)
+            name = f"u{self._units}-0"
+            try:
+                with beneath.open_single_for_fetch(str(self._path)) as descriptor:
+                    beneath.copy_file(
+                        descriptor,
+                        worker.inbox / f"{name}.bytes",
+                        str(self._path),
+                        _size_of,
+                        max_size_bytes=MAX_PART_BYTES,
+                    )
+            except FetchFailed as error:
+                return error.failure
+            full = {**order, "file": f"{name}.bytes", "prefix": name}
+            self._supervisor.assign(worker, [full], deadlines=[estimate.deadline], limit_bytes=estimate.limit_bytes)
+            return self._wait(worker, field)
+        finally:
+            self._desk.exchange(returns=[Return(lease_id=lease, cost_seconds=estimate.seconds)])
+
+    def _lease(self, estimate: Estimate) -> Any:
+        ask = Ask(
+            ask_id=f"extract-{self._units}",
+            user=_NOBODY,
+            lane=Lane.INTERACTIVE,
+            kind=TokenKind.CPU,
+            cost_seconds=estimate.seconds,
+            memory_bytes=estimate.memory_bytes,
+        )
+        answer = self._desk.exchange(asks=[ask], patience_seconds=0.05)
+        while not answer.grants:
+            answer = self._desk.exchange(patience_seconds=0.05)
+        return answer.grants[0].lease_id
+
+    def _wait(self, worker: Worker, field: str) -> object:
+        outcome: object = None
+        while True:
+            for report in self._supervisor.poll(0.5):
+                match report:
+                    case Ended() if report.failure is not None:
+                        outcome = report.failure
+                    case Ended():
+                        try:
+                            outcome = results.read_json(worker.outbox, report.result, field)
+                        except MalformedMessage as error:
+                            outcome = Failure(reason=Reason.PROTOCOL, detail=str(error))
+                    case Finished():
+                        self._supervisor.release(worker)
+                        return outcome
+                    case Lost():
+                        return report.failure
+
+
+def _size_of(status: Any) -> str:
+    return str(status.st_size)
+
+
+def to_json(path: Path, found: Document | Failure) -> dict[str, Any]:
+    """As `nightmill extract --json` prints it."""
+    if isinstance(found, Failure):
+        return {"schema_version": 1, "path": str(path), "reason": found.reason.value, "detail": found.detail}
+    pages = [
+        {"number": page.number, "method": page.method.value, "confidence": page.confidence, "text": page.text}
+        for page in found.pages
+    ]
+    return {
+        "schema_version": 1,
+        "path": str(path),
+        "type": found.media_type,
+        "kind": found.kind.value,
+        "title": found.title,
+        "facts": dict(found.facts),
+        "notes": list(found.notes),
+        "attachments": [
+            {"name": part.name, "type": part.media_type, "size_bytes": part.size_bytes} for part in found.parts
+        ],
+        "text": "\n\n".join(page.text for page in found.pages if page.text.strip()),
+        "pages": json.loads(json.dumps(pages)),
+    }

@@ -1,0 +1,981 @@
+"""One user's items on their way through the stages, from pending in the ledger to published in the index.
+
+Rule: what a stage has found is committed before the next stage begins, so that a kill repeats no finished unit. Decides
+little: what comes next is policy/units.py, what follows a failure policy/retries.py. Starts no worker and asks for no
+token; it forms units, turns them into orders, and takes in how each order ended. Assumes no place for the scheduler.
+
+    pending --> extract --> [ocr, page by page] --> chunk --> embed --> ready --> published
+       ^           |                                            (texts whose vectors are known go straight on)
+       +-- parts --+
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from engine.document import Chunk, Document, Method, Page
+from engine.errors import MalformedMessage
+from engine.model import (
+    Failure,
+    Fetched,
+    ItemId,
+    ItemKey,
+    ItemState,
+    Kind,
+    Listed,
+    RunId,
+    SourceId,
+    Stage,
+    UserId,
+)
+from engine.parts import PartStore
+from engine.policy import estimates, units
+from engine.policy.estimates import Estimate
+from engine.policy.retries import after_failure, keeps_published
+from engine.ports import Attempt, Clock, FetchFailed, ItemRecord, Ledger, Move, Source
+from engine.reasons import CATALOGUE, Reason
+from engine.telemetry import ItemSettled, Notice, Reporter
+from engine.workers import results
+from indexes import records
+from indexes.writer import Writer, text_hash
+
+#: Pending items read from the ledger at a time, and how few may be left before more are read.
+WINDOW_ITEMS, WINDOW_LOW = 256, 64
+#: Published together: a transaction costs little, and what is found a moment sooner is found a moment sooner.
+PUBLISH_ITEMS, PUBLISH_SECONDS = 200, 5.0
+#: Attachments within attachments. Real mails are forwarded three or four times over.
+MOST_NESTED = 5
+#: Separates the key of a mail from the number of its part. No path holds two slashes in a row.
+PART_MARK = "//"
+#: A FAISS file of a million vectors of 384 numbers has 1.5 GB.
+_MOST_FAISS_BYTES = 64 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a run treats every item; made from the settings, the same for all users.
+
+    extracts  the stage versions of extraction that are up to date: without and with pages that want OCR
+    chunking  the same for chunks
+    model     the embedding model, "" for none; dim: its numbers
+    options   what each stage's workers are started with
+    """
+
+    extracts: tuple[str, str]
+    chunking: str
+    model: str
+    embedder: str
+    dim: int
+    ocr: bool
+    options: Mapping[Stage, Mapping[str, Any]]
+
+    @property
+    def versions(self) -> str:
+        """All of it in one word, for the ledger."""
+        return "|".join((*self.extracts, self.chunking, self.model))
+
+    def is_current(self, published: records.Published) -> bool:
+        """Nothing of the published item would come out otherwise today."""
+        return (
+            published.extract in self.extracts and published.chunking == self.chunking and published.model == self.model
+        )
+
+
+@dataclass(slots=True)
+class Work:
+    """What a run has really done, over all users."""
+
+    extracted: int = 0
+    ocr_pages: int = 0
+    chunked: int = 0
+    embedded: int = 0
+    published: int = 0
+    removed: int = 0
+    items_indexed: int = 0
+    items_skipped: int = 0
+    items_failed: int = 0
+    attempts_failed: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """An item on its way: small, whatever the size of its document."""
+
+    record: ItemRecord
+    content: str = ""
+    extract: str = ""
+    media_type: str = ""
+    kind: Kind = Kind.FILE
+    title: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    chars: int = 0
+    partial: bool = False
+    pages_left: set[int] = field(default_factory=set)
+    missing: set[bytes] = field(default_factory=set)
+
+    @property
+    def key(self) -> records.ItemKey:
+        return int(self.record.source), str(self.record.key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Piece:
+    """What one order of a unit is about."""
+
+    estimate: Estimate
+    item: _Item | None = None
+    page: int = 0
+    texts: tuple[tuple[bytes, str], ...] = ()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Unit:
+    """What one lease works on. `orders`: the pieces that went to the worker, in the order of their indices."""
+
+    number: int
+    user: UserId
+    stage: Stage
+    pieces: tuple[Piece, ...]
+    orders: list[Piece] = field(default_factory=list)
+
+    @property
+    def needs_fetch(self) -> bool:
+        """Bytes have to be copied before it can begin."""
+        return self.stage in (Stage.EXTRACT, Stage.OCR)
+
+    @property
+    def seconds(self) -> float:
+        """Predicted CPU seconds."""
+        return sum(piece.estimate.seconds for piece in self.pieces)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Predicted peak."""
+        return max(piece.estimate.memory_bytes for piece in self.pieces)
+
+    @property
+    def limit_bytes(self) -> int:
+        """What the worker may use before it meets an error; 0: no limit."""
+        return max(piece.estimate.limit_bytes for piece in self.pieces)
+
+
+class UserPipeline:
+    """All of one user's work in one run. Not for use by two threads, `fetch` aside."""
+
+    def __init__(
+        self,
+        *,
+        user: UserId,
+        run: RunId,
+        plan: Plan,
+        ledger: Ledger,
+        writer: Writer,
+        sources: Mapping[SourceId, Source],
+        removed: Collection[records.ItemKey],
+        parts: PartStore,
+        clock: Clock,
+        reporter: Reporter,
+        work: Work,
+        most_items: int | None = None,
+    ) -> None:
+        self.user = user
+        self._run, self._plan, self._ledger, self._writer = run, plan, ledger, writer
+        self._sources, self._parts, self._clock, self._reporter, self._work = sources, parts, clock, reporter, work
+        self._most_items = most_items
+        self._items: dict[ItemId, _Item] = {}
+        self._to_extract: deque[_Item] = deque()
+        self._to_ocr: deque[tuple[_Item, int]] = deque()
+        self._to_chunk: deque[_Item] = deque()
+        self._texts: dict[bytes, str] = {}
+        self._wanted: dict[bytes, list[_Item]] = {}
+        self._ready: list[_Item] = []
+        self._removals: set[records.ItemKey] = set(removed)
+        #: Parts whose bytes are gone, by the mail that is read again for them.
+        self._held: dict[ItemId, ItemId] = {}
+        self._fresh: set[ItemId] = set()
+        self._page_failures: dict[tuple[ItemId, int], int] = {}
+        self._text_failures: dict[bytes, int] = {}
+        self._attempts: list[Attempt] = []
+        self._moves: list[Move] = []
+        self._numbers = 0
+        self._open_units: set[Unit] = set()
+        self._taken = 0
+        self._exhausted = False
+        self._published_at = clock.monotonic()
+        self._index_failures = 0
+        self._index_asked = False
+        self._exported: records.Exported | None = None
+
+    # --- forming units ---
+
+    def next_unit(self) -> Unit | None:
+        """The next unit that may start, taken off the queues; None: there is nothing to begin now."""
+        self._refill()
+        stage = units.next_stage(self._backlog())
+        if stage is None:
+            return self._index_unit() if self._is_through() else None
+        match stage:
+            case Stage.EXTRACT:
+                pieces = self._take_extracts()
+            case Stage.OCR:
+                pieces = self._take_pages()
+            case Stage.CHUNK:
+                pieces = self._take(self._to_chunk, Stage.CHUNK, self._chunk_estimate)
+            case _:
+                pieces = self._take_texts()
+        return self._unit(stage, pieces)
+
+    def put_back(self, unit: Unit) -> None:
+        """The unit will not be done now (nobody lent a token): its pieces are queued again."""
+        self._open_units.discard(unit)
+        for piece in reversed(unit.pieces):
+            self._requeue(unit.stage, piece)
+        if unit.stage is Stage.INDEX:
+            self._index_asked = False
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is left to do or to wait for."""
+        return self._is_through() and self._index_asked and not self._open_units
+
+    def _is_through(self) -> bool:
+        """Every item that could be taken up has been settled and published."""
+        return self._exhausted and not self._items and not self._open_units and not self._removals
+
+    def _backlog(self) -> units.Backlog:
+        return units.Backlog(
+            extract=len(self._to_extract),
+            ocr=len(self._to_ocr),
+            chunk=len(self._to_chunk),
+            texts=len(self._texts),
+            on_the_way=len(self._items) - len(self._to_extract) - len(self._ready),
+            coming=sum(unit.stage in (Stage.EXTRACT, Stage.OCR, Stage.CHUNK) for unit in self._open_units),
+        )
+
+    def _refill(self) -> None:
+        """Take up pending items, and put those of whom something is known already where they belong."""
+        while not self._exhausted and len(self._to_extract) < WINDOW_LOW:
+            limit = WINDOW_ITEMS
+            if self._most_items is not None:
+                limit = min(limit, self._most_items - self._taken)
+            found = self._ledger.pending(self.user, limit=limit, beyond=[*self._items, *self._held]) if limit else []
+            self._exhausted = len(found) < WINDOW_ITEMS
+            self._taken += sum(record.parent is None for record in found)
+            for record in found:
+                item = _Item(record=record, kind=record.kind)
+                self._items[record.id] = item
+                self._resume(item)
+
+    def _resume(self, item: _Item) -> None:
+        read = self._writer.find_read(*item.key)
+        if read is None or read.fingerprint != item.record.fingerprint or item.record.id in self._fresh:
+            self._to_extract.append(item)
+            return
+        item.content = read.content
+        document = self._known_document(item)
+        if document is None:
+            self._to_extract.append(item)
+        elif read.chunks is not None and read.chunking == self._plan.chunking and not item.pages_left:
+            self._have_chunks(item, read.chunks)
+        else:
+            self._go_on(item)
+
+    def _known_document(self, item: _Item) -> Document | None:
+        """What was found in these bytes before, if it is up to date; the item's own fields are filled in from it."""
+        for version in self._plan.extracts:
+            known = self._writer.find_document(item.content, version)
+            if known is not None:
+                document = Document.from_json(json.loads(known))
+                self._describe(item, document, version)
+                return document
+        return None
+
+    def _describe(self, item: _Item, document: Document, version: str) -> None:
+        item.extract, item.media_type, item.kind = version, document.media_type, document.kind
+        item.title, item.facts = document.title, document.facts
+        item.chars = sum(len(page.text) for page in document.pages)
+        wanting = {page.number for page in document.pages if page.needs_ocr}
+        item.pages_left = wanting - set(self._writer.pages(item.content)) if self._plan.ocr and wanting else set()
+        item.partial = any(note.startswith("partial:") for note in document.notes)
+
+    def _unit(self, stage: Stage, pieces: Sequence[Piece]) -> Unit:
+        self._numbers += 1
+        unit = Unit(number=self._numbers, user=self.user, stage=stage, pieces=tuple(pieces))
+        self._open_units.add(unit)
+        return unit
+
+    def _take_extracts(self) -> list[Piece]:
+        return self._take(self._to_extract, Stage.EXTRACT, _extract_estimate)
+
+    def _take(self, queue: deque[_Item], stage: Stage, estimate: Callable[[_Item], Estimate]) -> list[Piece]:
+        """The next orders of a queue; an item that was suspect once goes alone."""
+        guesses = [estimate(item) for item in _first(queue, units.UNIT_ORDERS[stage])]
+        count = 1 if queue[0].record.alone else units.take(stage, (guess.seconds for guess in guesses))
+        pieces: list[Piece] = []
+        while len(pieces) < count and (not pieces or not queue[0].record.alone):
+            item = queue.popleft()
+            pieces.append(Piece(item=item, estimate=guesses[len(pieces)]))
+        return pieces
+
+    def _chunk_estimate(self, item: _Item) -> Estimate:
+        return estimates.chunking(chars=item.chars, failures=item.record.attempts)
+
+    def _take_pages(self) -> list[Piece]:
+        """Pages of one item, whose file is then copied once."""
+        item, first = self._to_ocr[0]
+        failures = self._page_failures.get((item.record.id, first), 0)
+        guess = estimates.ocr_page(failures=failures)
+        count = 1 if failures or item.record.alone else units.take(Stage.OCR, (guess.seconds for _ in self._to_ocr))
+        pieces: list[Piece] = []
+        while self._to_ocr and len(pieces) < count and self._to_ocr[0][0] is item:
+            page = self._to_ocr[0][1]
+            if pieces and (item.record.id, page) in self._page_failures:
+                break
+            self._to_ocr.popleft()
+            pieces.append(Piece(item=item, page=page, estimate=guess))
+        return pieces
+
+    def _take_texts(self) -> list[Piece]:
+        """One order of many texts; a text that failed before goes alone."""
+        chosen: list[tuple[bytes, str]] = []
+        one = estimates.embedding(texts=1, embedder=self._plan.embedder).seconds
+        most = units.take(Stage.EMBED, (one for _ in self._texts))
+        for known, text in list(self._texts.items())[:most]:
+            suspect = known in self._text_failures
+            if suspect and chosen:
+                break
+            chosen.append((known, text))
+            if suspect:
+                break
+        for known, _ in chosen:
+            del self._texts[known]
+        estimate = estimates.embedding(texts=len(chosen), embedder=self._plan.embedder)
+        return [Piece(texts=tuple(chosen), estimate=estimate)]
+
+    def _index_unit(self) -> Unit | None:
+        if self._index_asked:
+            return None
+        self._index_asked = True
+        plan = self._writer.faiss_plan()
+        if plan is None:
+            return None
+        return self._unit(Stage.INDEX, [Piece(estimate=estimates.indexing(vectors=plan.count, dim=self._plan.dim))])
+
+    # --- a unit begins ---
+
+    def fetch(self, unit: Unit, inbox: Path) -> list[Fetched | Failure]:
+        """Copy the bytes that a unit needs, one file for each extract order, one in all for OCR. Runs on any thread."""
+        wanted = unit.pieces if unit.stage is Stage.EXTRACT else unit.pieces[:1]
+        return [self._fetch_one(piece, inbox / _file_name(unit, index)) for index, piece in enumerate(wanted)]
+
+    def _fetch_one(self, piece: Piece, target: Path) -> Fetched | Failure:
+        assert piece.item is not None
+        record = piece.item.record
+        try:
+            if record.parent is not None:
+                return self._parts.fetch(str(record.locator["part"]), target)
+            source = self._sources.get(record.source)
+            if source is None:
+                return Failure(reason=Reason.SOURCE_UNREADABLE, detail="its source could not be opened")
+            return source.fetch(record.locator, target)
+        except FetchFailed as error:
+            return error.failure
+        except (KeyError, TypeError, ValueError) as error:
+            return Failure(reason=Reason.VANISHED, detail=f"its place is not known any more: {error}")
+
+    def orders(self, unit: Unit, inbox: Path, fetched: Sequence[Fetched | Failure]) -> list[Mapping[str, Any]]:
+        """What the worker is told. An empty list: nothing is left to do, and the unit has ended."""
+        match unit.stage:
+            case Stage.EXTRACT:
+                orders = list(self._extract_orders(unit, inbox, fetched))
+            case Stage.OCR:
+                orders = list(self._ocr_orders(unit, fetched[0]))
+            case Stage.CHUNK:
+                orders = list(self._chunk_orders(unit, inbox))
+            case Stage.EMBED:
+                name = f"{_prefix(unit, 0)}.texts.json"
+                _write(inbox / name, json.dumps([text for _, text in unit.pieces[0].texts]).encode())
+                orders = [{"file": name, "prefix": _prefix(unit, 0)}]
+                unit.orders = list(unit.pieces)
+            case _:
+                self._exported = self._writer.export_vectors(inbox / "ids.i64", inbox / "vectors.f32")
+                orders = [{"file": "vectors.f32", "ids": "ids.i64", "dim": self._plan.dim, "prefix": _prefix(unit, 0)}]
+                unit.orders = list(unit.pieces)
+        if not orders:
+            self.end_unit(unit)
+        return orders
+
+    def _extract_orders(
+        self, unit: Unit, inbox: Path, fetched: Sequence[Fetched | Failure]
+    ) -> Iterator[Mapping[str, Any]]:
+        for index, (piece, copy) in enumerate(zip(unit.pieces, fetched, strict=True)):
+            item = piece.item
+            assert item is not None
+            if isinstance(copy, Failure):
+                self._fetch_failed(item, copy)
+                continue
+            if copy.fingerprint and copy.fingerprint != item.record.fingerprint:
+                item.record = replace(item.record, fingerprint=copy.fingerprint)
+            item.content = copy.sha256 + _ending(item.record)
+            if item.record.id not in self._fresh:
+                document = self._known_document(item)
+                # Attachments lie nowhere but in the mail itself, so a mail is taken apart again.
+                if document is not None and not document.parts:
+                    self._writer.save_read(*item.key, item.record.fingerprint, item.content)
+                    self._go_on(item)
+                    continue
+            unit.orders.append(piece)
+            yield {
+                "file": _file_name(unit, index),
+                "name": item.record.path,
+                "kind": item.record.kind.value,
+                "prefix": _prefix(unit, index),
+            }
+
+    def _ocr_orders(self, unit: Unit, copy: Fetched | Failure) -> Iterator[Mapping[str, Any]]:
+        item = unit.pieces[0].item
+        assert item is not None
+        if isinstance(copy, Failure):
+            self._drop_pages(unit)
+            self._fetch_failed(item, copy)
+            return
+        if copy.sha256 + _ending(item.record) != item.content:
+            # Written to since it was extracted: what is known of it belongs to other bytes.
+            self._drop_pages(unit)
+            item.record = replace(item.record, fingerprint=copy.fingerprint)
+            item.pages_left = set()
+            self._to_extract.append(item)
+            return
+        for index, piece in enumerate(unit.pieces):
+            unit.orders.append(piece)
+            yield {
+                "file": _file_name(unit, 0),
+                "media_type": item.media_type,
+                "page": piece.page,
+                "prefix": _prefix(unit, index),
+            }
+
+    def _chunk_orders(self, unit: Unit, inbox: Path) -> Iterator[Mapping[str, Any]]:
+        for index, piece in enumerate(unit.pieces):
+            item = piece.item
+            assert item is not None
+            document = self._writer.find_document(item.content, item.extract)
+            if document is None:
+                # Gone since: read it again.
+                self._to_extract.append(item)
+                continue
+            table = json.loads(document)
+            table["title"] = self._title(item)
+            _write(inbox / _file_name(unit, index), json.dumps(table).encode())
+            unit.orders.append(piece)
+            yield {"file": _file_name(unit, index), "prefix": _prefix(unit, index)}
+
+    def _title(self, item: _Item) -> str:
+        """What a hit shows: the document's own title, else the name of the item."""
+        return item.title.strip() or item.record.path.rpartition("/")[2] or str(item.record.path)
+
+    # --- an order ends ---
+
+    def ended(
+        self,
+        unit: Unit,
+        index: int,
+        outbox: Path,
+        result: Mapping[str, Any],
+        failure: Failure | None,
+        cost: Cost,
+    ) -> Failure | None:
+        """Take in how one order ended. A Failure in return means that the worker lied and must be stopped."""
+        piece = unit.orders[index]
+        if failure is None:
+            try:
+                self._take_result(unit, piece, result, outbox)
+            except MalformedMessage as error:
+                failure = lie = Failure(reason=Reason.PROTOCOL, detail=str(error))
+                self._failed(unit, piece, failure, cost)
+                return lie
+            self._note(unit, piece, None, cost)
+        else:
+            self._failed(unit, piece, failure, cost)
+        return None
+
+    def lost(self, unit: Unit, blamed: int | None, failure: Failure, untouched: Sequence[int], cost: Cost) -> None:
+        """The worker is gone: the blamed order has failed, the others go back to their queues as they were."""
+        orders = unit.orders or list(unit.pieces)
+        for index in reversed(untouched):
+            if index < len(orders):
+                self._requeue(unit.stage, orders[index])
+        if blamed is not None and blamed < len(orders):
+            self._failed(unit, orders[blamed], failure, cost)
+        elif not untouched and not unit.orders:
+            for piece in reversed(unit.pieces):
+                self._requeue(unit.stage, piece)
+        self.end_unit(unit)
+
+    def end_unit(self, unit: Unit) -> None:
+        """All orders of the unit have been taken in."""
+        self._open_units.discard(unit)
+
+    def _take_result(self, unit: Unit, piece: Piece, result: Mapping[str, Any], outbox: Path) -> None:
+        match unit.stage:
+            case Stage.EXTRACT:
+                self._extracted(piece.item, result, outbox)
+            case Stage.OCR:
+                page = Page.from_json(results.read_json(outbox, result, "page"))
+                self._recognised(piece.item, replace(page, number=piece.page, needs_ocr=False))
+                self._work.ocr_pages += 1
+            case Stage.CHUNK:
+                self._chunked(piece.item, result, outbox)
+            case Stage.EMBED:
+                self._embedded(piece, result, outbox)
+            case _:
+                self._indexed(unit, result, outbox)
+
+    def _extracted(self, item: _Item | None, result: Mapping[str, Any], outbox: Path) -> None:
+        assert item is not None
+        document = Document.from_json(results.read_json(outbox, result, "document"))
+        if document.parts or item.record.kind is Kind.MAIL or document.kind is Kind.MAIL:
+            self._take_parts(item, document, outbox)
+        wants_ocr = any(page.needs_ocr for page in document.pages)
+        version = self._plan.extracts[1 if wants_ocr else 0]
+        self._writer.save_read(*item.key, item.record.fingerprint, item.content)
+        self._writer.save_document(item.content, version, json.dumps(document.to_json()).encode())
+        self._fresh.discard(item.record.id)
+        self._describe(item, document, version)
+        self._work.extracted += 1
+        self._go_on(item)
+
+    def _take_parts(self, item: _Item, document: Document, outbox: Path) -> None:
+        """Attachments become items: their bytes are laid by first, then the ledger hears of them."""
+        record = item.record
+        listed: list[Listed] = []
+        for number, part in enumerate(document.parts):
+            if record.key.count(PART_MARK) >= MOST_NESTED:
+                break
+            name = f"{record.id}-{number}"
+            sha256, size = self._parts.add(name, outbox, part.file)
+            listed.append(
+                Listed(
+                    key=ItemKey(f"{record.key}{PART_MARK}{number}"),
+                    fingerprint=_fingerprint(sha256, part.name),
+                    path=f"{record.path}/{part.name or f'part {number + 1}'}",
+                    size_bytes=size,
+                    modified=record.modified,
+                    kind=_kind_of(part.media_type),
+                    locator={"part": name},
+                )
+            )
+        outcome = self._ledger.add_parts(record.id, listed)
+        self._removals.update((int(record.source), str(key)) for key in outcome.gone)
+        self._held = {part: parent for part, parent in self._held.items() if parent != record.id}
+        self._exhausted = False
+
+    def _recognised(self, item: _Item | None, page: Page) -> None:
+        assert item is not None
+        self._writer.save_pages(item.content, {page.number: json.dumps(page.to_json()).encode()})
+        item.pages_left.discard(page.number)
+        self._page_failures.pop((item.record.id, page.number), None)
+        if not item.pages_left and item.record.id in self._items:
+            self._go_on(item)
+
+    def _go_on(self, item: _Item) -> None:
+        """A document is there: its pages to OCR, if some are left; else the whole of it to be cut."""
+        if item.pages_left:
+            self._to_ocr.extend((item, page) for page in sorted(item.pages_left))
+            return
+        if item.extract == self._plan.extracts[1] and self._plan.ocr and not self._merge_pages(item):
+            return
+        self._to_chunk.append(item)
+
+    def _merge_pages(self, item: _Item) -> bool:
+        """Put recognised pages into their document. False: nothing could be read, and the item has failed."""
+        recognised = self._writer.pages(item.content)
+        stored = self._writer.find_document(item.content, item.extract)
+        if stored is None or not recognised:
+            return True
+        pages = {number: Page.from_json(json.loads(body)) for number, body in recognised.items()}
+        document = Document.from_json(json.loads(stored))
+        lost = sorted(number for number, page in pages.items() if page.method is Method.NONE)
+        merged = tuple(pages.get(page.number, page) if page.needs_ocr else page for page in document.pages)
+        notes = document.notes
+        if lost:
+            notes = (*notes, f"partial: the pages {', '.join(map(str, lost[:20]))} could not be read")
+            if len(lost) == len(document.pages):
+                self._settle(item, ItemState.FAILED, Failure(reason=Reason.OCR_FAILED, detail="no page could be read"))
+                return False
+        whole = replace(document, pages=merged, notes=notes)
+        self._writer.save_document(item.content, item.extract, json.dumps(whole.to_json()).encode())
+        self._describe(item, whole, item.extract)
+        return True
+
+    def _chunked(self, item: _Item | None, result: Mapping[str, Any], outbox: Path) -> None:
+        assert item is not None
+        table = results.read_json(outbox, result, "chunks")
+        if not isinstance(table, list):
+            raise MalformedMessage("chunks is not a list")
+        chunks = tuple(_record(Chunk.from_json(entry)) for entry in table)
+        self._writer.save_chunks(*item.key, self._plan.chunking, chunks)
+        self._work.chunked += 1
+        self._have_chunks(item, chunks)
+
+    def _have_chunks(self, item: _Item, chunks: Sequence[records.Chunk]) -> None:
+        if self._plan.dim:
+            texts = {text_hash(chunk.text): chunk.text for chunk in chunks}
+            item.missing = self._writer.unknown(self._plan.model, list(texts))
+            for known in item.missing:
+                if known not in self._wanted:
+                    self._texts[known] = texts[known]
+                self._wanted.setdefault(known, []).append(item)
+        if not item.missing:
+            self._ready.append(item)
+
+    def _embedded(self, piece: Piece, result: Mapping[str, Any], outbox: Path) -> None:
+        count, dim = len(piece.texts), self._plan.dim
+        if (result.get("count"), result.get("dim"), result.get("model")) != (count, dim, self._plan.model):
+            raise MalformedMessage("the vectors are not those that were asked for")
+        raw = results.read_bytes(outbox, result, "vectors", count * dim * 4)
+        numbers = array("f", raw)
+        if len(numbers) != count * dim or not math.isfinite(math.fsum(map(abs, numbers))):
+            raise MalformedMessage("the vectors are not whole")
+        hashes = [known for known, _ in piece.texts]
+        self._writer.add_vectors(self._plan.model, hashes, raw, dim)
+        self._work.embedded += count
+        for known in hashes:
+            self._text_failures.pop(known, None)
+            for item in self._wanted.pop(known, ()):
+                item.missing.discard(known)
+                if not item.missing and item.record.id in self._items:
+                    self._ready.append(item)
+
+    def _indexed(self, unit: Unit, result: Mapping[str, Any], outbox: Path) -> None:
+        name = result.get("faiss")
+        target = self._writer.folder / "vectors.draft"
+        target.unlink(missing_ok=True)
+        results.take_file(outbox, str(name), target, _MOST_FAISS_BYTES)
+        assert self._exported is not None
+        if result.get("count") != self._exported.count:
+            target.unlink()
+            raise MalformedMessage("the FAISS file does not hold the vectors that were given")
+        if not self._writer.adopt_faiss(target):
+            target.unlink()
+
+    # --- failures ---
+
+    def _fetch_failed(self, item: _Item, failure: Failure) -> None:
+        record = item.record
+        if record.parent is not None and failure.reason is Reason.VANISHED and record.attempts == 0:
+            # Its bytes are gone from the folder of parts (erased, or lost): the mail that holds them is read again.
+            self._moves.append(Move(item=record.parent, state=ItemState.PENDING))
+            self._moves.append(Move(item=record.id, state=ItemState.PENDING, attempts=1))
+            self._fresh.add(record.parent)
+            self._held[record.id] = record.parent
+            del self._items[record.id]
+            self.flush()
+            self._exhausted = False
+            return
+        now = self._clock.now()
+        self._attempts.append(_attempt(record.id, Stage.EXTRACT, "", failure, Cost(began=now)))
+        self._settle(item, ItemState.FAILED, failure)
+
+    def _failed(self, unit: Unit, piece: Piece, failure: Failure, cost: Cost) -> None:
+        self._work.attempts_failed += not CATALOGUE[failure.reason].skip
+        self._note(unit, piece, failure, cost)
+        match unit.stage:
+            case Stage.OCR:
+                self._page_failed(unit, piece, failure)
+            case Stage.EMBED:
+                self._texts_failed(piece, failure)
+            case Stage.INDEX:
+                self._index_failures += 1
+                self._index_asked = self._index_failures > 1
+                if self._index_asked:
+                    self._reporter.say(
+                        Notice(f"{self.user}: the FAISS file was not built ({failure.detail}); search scans instead")
+                    )
+            case _:
+                self._item_failed(unit, piece, failure)
+
+    def _item_failed(self, unit: Unit, piece: Piece, failure: Failure) -> None:
+        item = piece.item
+        assert item is not None
+        attempts = item.record.attempts + 1
+        verdict = after_failure(failure, attempts=attempts, alone=len(unit.orders) == 1)
+        item.record = replace(item.record, attempts=attempts, alone=verdict.alone)
+        if verdict.retry:
+            self._moves.append(
+                Move(item=item.record.id, state=ItemState.PENDING, attempts=attempts, alone=verdict.alone)
+            )
+            self._requeue(unit.stage, piece)
+        elif CATALOGUE[failure.reason].skip:
+            self._settle(item, ItemState.SKIPPED, failure)
+        else:
+            self._settle(item, ItemState.QUARANTINED if verdict.quarantine else ItemState.FAILED, failure)
+
+    def _page_failed(self, unit: Unit, piece: Piece, failure: Failure) -> None:
+        item = piece.item
+        assert item is not None
+        if item.record.id not in self._items:
+            return
+        if failure.reason is Reason.OCR_LANGUAGE_MISSING:
+            # No other page will fare better.
+            self._settle(item, ItemState.FAILED, failure)
+            return
+        name = (item.record.id, piece.page)
+        self._page_failures[name] = self._page_failures.get(name, 0) + 1
+        verdict = after_failure(failure, attempts=self._page_failures[name], alone=len(unit.orders) == 1)
+        if verdict.retry:
+            self._to_ocr.append((item, piece.page))
+            return
+        self._recognised(item, Page(number=piece.page, text="", method=Method.NONE))
+
+    def _texts_failed(self, piece: Piece, failure: Failure) -> None:
+        """Nobody knows which text it was: each is tried again by itself, and only then given up."""
+        alone = len(piece.texts) == 1
+        for known, text in piece.texts:
+            attempts = self._text_failures[known] = self._text_failures.get(known, 0) + 1
+            if after_failure(failure, attempts=attempts, alone=alone).retry:
+                self._texts[known] = text
+                continue
+            detail = f"{failure.reason}: {failure.detail}"
+            for item in self._wanted.pop(known, ()):
+                if item.record.id in self._items:
+                    self._settle(item, ItemState.FAILED, Failure(reason=Reason.EMBEDDING_FAILED, detail=detail))
+
+    def _requeue(self, stage: Stage, piece: Piece) -> None:
+        if stage is Stage.EMBED:
+            self._texts.update(piece.texts)
+        elif piece.item is None or piece.item.record.id not in self._items:
+            return
+        elif stage is Stage.EXTRACT:
+            self._to_extract.appendleft(piece.item)
+        elif stage is Stage.OCR:
+            self._to_ocr.appendleft((piece.item, piece.page))
+        elif stage is Stage.CHUNK:
+            self._to_chunk.appendleft(piece.item)
+
+    def _drop_pages(self, unit: Unit) -> None:
+        """Forget the pages of an item that wait, in whichever queue."""
+        item = unit.pieces[0].item
+        self._to_ocr = deque(entry for entry in self._to_ocr if entry[0] is not item)
+
+    def _settle(self, item: _Item, state: ItemState, failure: Failure) -> None:
+        """The item has ended without being indexed."""
+        record = item.record
+        self._to_ocr = deque(entry for entry in self._to_ocr if entry[0] is not item)
+        self._items.pop(record.id, None)
+        self._moves.append(
+            Move(
+                item=record.id,
+                state=state,
+                failure=failure,
+                fingerprint=record.fingerprint,
+                attempts=record.attempts,
+                alone=record.alone,
+                media_type=item.media_type or None,
+            )
+        )
+        if record.parent is None:
+            self._work.items_skipped += state is ItemState.SKIPPED
+            self._work.items_failed += state is not ItemState.SKIPPED
+        if not keeps_published(failure.reason):
+            self._removals.add(item.key)
+        self._forget_part(record)
+        self._reporter.say(
+            ItemSettled(user=self.user, path=record.path, state=state, reason=failure.reason, detail=failure.detail)
+        )
+
+    def _forget_part(self, record: ItemRecord) -> None:
+        if record.parent is not None and "part" in record.locator:
+            self._parts.remove(str(record.locator["part"]))
+
+    # --- commits ---
+
+    def flush(self) -> None:
+        """Tell the ledger of attempts and moves. Called once for each turn of the coordinator's loop."""
+        if self._attempts or self._moves:
+            attempts, self._attempts = self._attempts, []
+            moves, self._moves = self._moves, []
+            self._ledger.settle(self._run, attempts, moves)
+
+    def publish_if_due(self, *, last: bool = False) -> None:
+        """Publish what is ready, when enough has gathered or some time has passed or nothing more is coming.
+
+        While the embedding model changes all waits for the end: an index never mixes vectors of two models.
+        """
+        quiet = not self._open_units and units.next_stage(self._backlog()) is None and self._exhausted
+        now = self._clock.monotonic()
+        due = len(self._ready) >= PUBLISH_ITEMS or now - self._published_at >= PUBLISH_SECONDS or quiet or last
+        if not due or not (self._ready or self._removals):
+            return
+        if self._writer.model not in ("", self._plan.model) and not quiet:
+            return
+        self._publish()
+        self._published_at = now
+
+    def _publish(self) -> None:
+        entries, moves = [], []
+        for item in self._ready:
+            entry = self._entry(item)
+            if entry is None:
+                self._to_chunk.append(item)
+                continue
+            entries.append(entry)
+            moves.append(
+                Move(
+                    item=item.record.id,
+                    state=ItemState.INDEXED,
+                    fingerprint=item.record.fingerprint,
+                    attempts=0,
+                    alone=False,
+                    partial=item.partial,
+                    media_type=item.media_type,
+                )
+            )
+        self.flush()
+        published = {(entry.source, entry.key) for entry in entries}
+        # A kill between the two: the generations differ, and the next run makes the ledger agree with the index.
+        gone = sorted(self._removals - published)
+        generation = self._writer.publish(entries, gone, self._plan.model)
+        departed = [(SourceId(source), ItemKey(key)) for source, key in gone]
+        self._ledger.published(self._run, self.user, generation, moves, departed)
+        self._work.published += len(entries)
+        self._work.removed += len(gone)
+        self._removals.clear()
+        for item in self._ready:
+            if item.key in published:
+                self._items.pop(item.record.id, None)
+                self._forget_part(item.record)
+                self._work.items_indexed += item.record.parent is None
+                self._reporter.say(
+                    ItemSettled(user=self.user, path=item.record.path, state=ItemState.INDEXED, reason=None, detail="")
+                )
+        self._ready = []
+
+    def _entry(self, item: _Item) -> records.Entry | None:
+        read = self._writer.find_read(*item.key)
+        if read is None or read.chunks is None:
+            return None
+        record = item.record
+        return records.Entry(
+            source=int(record.source),
+            key=str(record.key),
+            fingerprint=str(record.fingerprint),
+            content=item.content,
+            extract=item.extract,
+            chunking=self._plan.chunking,
+            model=self._plan.model,
+            kind=item.kind.value,
+            media_type=item.media_type,
+            title=self._title(item),
+            path=record.path,
+            date=_date_of(item),
+            facts=dict(item.facts),
+            partial=item.partial,
+            chunks=read.chunks,
+        )
+
+    # --- attempts ---
+
+    def _note(self, unit: Unit, piece: Piece, failure: Failure | None, cost: Cost) -> None:
+        """Write the attempt down. An order of texts belongs to many items; its failure is told of one of them."""
+        part = f"page {piece.page}" if unit.stage is Stage.OCR else ""
+        if piece.item is not None:
+            self._attempts.append(_attempt(piece.item.record.id, unit.stage, part, failure, cost))
+        elif failure is not None and piece.texts:
+            for item in self._wanted.get(piece.texts[0][0], ())[:1]:
+                self._attempts.append(_attempt(item.record.id, unit.stage, part, failure, cost))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What an attempt took: when it began (seconds since the epoch), wall and CPU seconds, peak memory."""
+
+    began: float
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+def _attempt(item: ItemId, stage: Stage, part: str, failure: Failure | None, cost: Cost) -> Attempt:
+    return Attempt(
+        item=item,
+        stage=stage,
+        part=part,
+        failure=failure,
+        started=cost.began,
+        seconds=cost.seconds,
+        cpu_seconds=cost.cpu_seconds,
+        peak_bytes=cost.peak_bytes,
+    )
+
+
+def _extract_estimate(item: _Item) -> Estimate:
+    record = item.record
+    return estimates.extraction(size_bytes=record.size_bytes, ending=_ending(record), failures=record.attempts)
+
+
+def _ending(record: ItemRecord) -> str:
+    """The ending of the name, which may decide how the same bytes are read (".csv"); mails and events have none."""
+    match record.kind:
+        case Kind.MAIL:
+            return ".eml"
+        case Kind.EVENT:
+            return ".ics"
+        case _:
+            name = record.path.rpartition("/")[2]
+            ending = name.rpartition(".")[2].lower() if "." in name else ""
+            return f".{ending}" if ending.isalnum() and ending.isascii() and len(ending) <= 10 else ""
+
+
+def _fingerprint(sha256: str, name: str) -> Any:
+    return f"{sha256}{Path(name).suffix[:10]}"
+
+
+def _kind_of(media_type: str) -> Kind:
+    match media_type:
+        case "message/rfc822":
+            return Kind.MAIL
+        case "text/calendar":
+            return Kind.EVENT
+        case _:
+            return Kind.FILE
+
+
+def _date_of(item: _Item) -> float | None:
+    """Seconds since the epoch: what the content says, else when the item was last changed."""
+    for name in ("date", "start"):
+        try:
+            moment = datetime.fromisoformat(item.facts.get(name, ""))
+        except ValueError:
+            continue
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return item.record.modified or None
+
+
+def _record(chunk: Chunk) -> records.Chunk:
+    return records.Chunk(kind=chunk.kind.value, text=chunk.text, keywords=chunk.keywords, page=chunk.page)
+
+
+def _prefix(unit: Unit, index: int) -> str:
+    return f"u{unit.number}-{index}"
+
+
+def _file_name(unit: Unit, index: int) -> str:
+    return f"{_prefix(unit, index)}.bytes"
+
+
+def _write(target: Path, data: bytes) -> None:
+    with open(target, "xb") as file:
+        file.write(data)
+
+
+def _first(queue: deque[_Item], count: int) -> list[_Item]:
+    return [queue[index] for index in range(min(count, len(queue)))]

@@ -1,0 +1,76 @@
+"""ZIP containers, opened and read within bounds: what a DOCX is kept in.
+
+Rule: sizes are looked at before a byte is unpacked, and counted again while it is.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from engine.ports import StageFailed
+from engine.reasons import Reason
+from engine.workers.reading import told
+
+#: Entries of one container. The largest honest ones, presentations with a picture on every page, have some thousands.
+MAX_ENTRIES: Final = 20_000
+#: Bytes of one unpacked XML part. A novel of 4 million characters is 30 MB of WordprocessingML.
+MAX_PART_BYTES: Final = 256 << 20
+#: Deflate packs XML 10 to 50 times; its own ceiling is 1,032. Looked at beyond RATIO_FROM_BYTES only.
+MAX_RATIO: Final = 300
+RATIO_FROM_BYTES: Final = 16 << 20
+#: Bytes that all entries together may unpack to.
+MAX_TOTAL_BYTES: Final = 2 << 30
+
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, UnicodeDecodeError)
+
+
+@contextmanager
+def open_archive(file: BinaryIO | Path) -> Iterator[zipfile.ZipFile]:
+    """A ZIP file within the bounds above. Raises StageFailed: damaged, bomb."""
+    try:
+        archive = zipfile.ZipFile(file)
+    except _BROKEN as error:
+        raise StageFailed(Reason.DAMAGED, f"a ZIP container that cannot be opened: {told(error)}") from error
+    with archive:
+        entries = archive.infolist()
+        if len(entries) > MAX_ENTRIES:
+            raise StageFailed(Reason.BOMB, f"a ZIP container of {len(entries)} entries; at most {MAX_ENTRIES}")
+        yield archive
+
+
+def refuse_bombs(archive: zipfile.ZipFile) -> None:
+    """Raises StageFailed(BOMB) when the entries claim to unpack to more than is allowed."""
+    total = 0
+    for entry in archive.infolist():
+        total += entry.file_size
+        ratio = entry.file_size / max(1, entry.compress_size)
+        if entry.file_size > RATIO_FROM_BYTES and ratio > MAX_RATIO:
+            raise StageFailed(Reason.BOMB, f"{entry.filename:.200} unpacks to {ratio:.0f} times its size")
+        if total > MAX_TOTAL_BYTES:
+            raise StageFailed(Reason.BOMB, f"unpacks to more than {MAX_TOTAL_BYTES} bytes")
+
+
+def blocks_of(archive: zipfile.ZipFile, name: str, limit_bytes: int = MAX_PART_BYTES) -> Iterator[bytes]:
+    """The unpacked bytes of an entry. Raises KeyError when it is missing, StageFailed: damaged, bomb, encrypted."""
+    info = archive.getinfo(name)
+    if info.flag_bits & 1:
+        raise StageFailed(Reason.ENCRYPTED, f"{name:.200} in the ZIP container opens only with a password")
+    if info.file_size > limit_bytes:
+        raise StageFailed(Reason.BOMB, f"{name:.200} unpacks to {info.file_size} bytes; at most {limit_bytes}")
+    left = limit_bytes
+    try:
+        with archive.open(info) as entry:
+            while block := entry.read(1 << 18):
+                left -= len(block)
+                if left < 0:
+                    raise StageFailed(Reason.BOMB, f"{name:.200} unpacks to more than {limit_bytes} bytes")
+                yield block
+    except _BROKEN as error:
+        raise StageFailed(
+            Reason.DAMAGED, f"{name:.200} in the ZIP container cannot be unpacked: {told(error)}"
+        ) from error

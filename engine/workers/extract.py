@@ -1,0 +1,152 @@
+"""Stage `extract`: the bytes of an item -> a document as JSON, and the parts found inside it.
+
+Rule: a thin dispatcher. The content says which reader is loaded, the name is a hint; one file per kind of reader
+(read_*.py), imported when the first item of its kind comes, so that a worker of texts never loads a PDF library.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import zipfile
+from collections.abc import Mapping
+from typing import Any, BinaryIO, Final, Protocol, cast
+
+from engine.document import MAX_TEXT_CHARS, Document
+from engine.model import Kind
+from engine.ports import Place, StageFailed
+from engine.reasons import Reason
+from engine.workers import types
+from engine.workers.reading import Material
+
+_TEXTS: Final = frozenset(
+    {types.PLAIN, types.CSV, types.TSV, types.XML, types.HTML, "text/markdown", "application/json", "image/svg+xml"}
+)
+#: OLE2 keeps its directory anywhere; of larger files only what lies in the first so many bytes is looked at.
+_OLE_BYTES: Final = 64 << 20
+
+
+class _Reader(Protocol):
+    def read(self, material: Material) -> Document: ...
+
+
+def open_stage(options: Mapping[str, Any]) -> ExtractStage:
+    """Options: {"ocr": pages without text may be sent to OCR, "max_text_chars": of one document (optional)}."""
+    limit = int(options.get("max_text_chars") or MAX_TEXT_CHARS)
+    return ExtractStage(ocr=bool(options.get("ocr", True)), max_text_chars=min(limit, MAX_TEXT_CHARS))
+
+
+class ExtractStage:
+    """Nothing is loaded until an item asks for it."""
+
+    def __init__(self, *, ocr: bool, max_text_chars: int) -> None:
+        self._ocr = ocr
+        self._max_text_chars = max_text_chars
+
+    def run(self, order: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
+        """Order: {"file": name in the inbox, "name": the item's own path, "kind": "file" | "mail" | "event" as the
+        source says, "prefix": of the names written}.
+
+        Writes `<prefix>.document.json` (Document.to_json) and parts as `<prefix>.part<N>`. Returns {"document": its
+        name, "pages": how many, "needs_ocr": [numbers of pages], "media_type": as found}. Raises StageFailed.
+        """
+        path = place.inbox / str(order["file"])
+        name, prefix = str(order.get("name") or ""), str(order["prefix"])
+        kind = Kind(order.get("kind") or Kind.FILE)
+        with open(path, "rb") as file:
+            media_type = _type_in(file, name)
+        reader = _reader_for(media_type, kind, name)
+        material = Material(
+            path=path,
+            name=name,
+            media_type=media_type,
+            kind=kind,
+            prefix=prefix,
+            ocr=self._ocr,
+            max_text_chars=self._max_text_chars,
+            place=place,
+        )
+        document = _noted(reader.read(material), name)
+        written = f"{prefix}.document.json"
+        data = json.dumps(document.to_json(), ensure_ascii=False, separators=(",", ":"))
+        (place.outbox / written).write_text(data, encoding="utf-8")
+        return {
+            "document": written,
+            "pages": len(document.pages),
+            "needs_ocr": [page.number for page in document.pages if page.needs_ocr],
+            "media_type": document.media_type,
+        }
+
+
+def _type_in(file: BinaryIO, name: str) -> str:
+    head = file.read(types.HEAD_BYTES)
+    if not head:
+        raise StageFailed(Reason.EMPTY, "the file has 0 bytes")
+    media_type = types.media_type_of(head, name)
+    if media_type == types.ZIP:
+        return _zip_type(file)
+    if media_type == types.OLE:
+        file.seek(0)
+        return types.ole_media_type(types.ole_names(file.read(_OLE_BYTES)))
+    return media_type
+
+
+def _zip_type(file: BinaryIO) -> str:
+    from engine.workers.archive import open_archive
+
+    with open_archive(file) as archive:
+        return types.zip_media_type(frozenset(archive.namelist()), _mimetype(archive))
+
+
+def _mimetype(archive: zipfile.ZipFile) -> bytes:
+    try:
+        with archive.open("mimetype") as entry:
+            return entry.read(100)
+    except (KeyError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, EOFError):
+        return b""
+
+
+def _reader_for(media_type: str, kind: Kind, name: str) -> _Reader:
+    """The module that reads the type. A source's word counts only between texts: it knows mails and events."""
+    if media_type == types.UNKNOWN:
+        said = types.named_type(name)
+        hint = f"the name says {said}, but the content is not" if said else "the name says nothing either"
+        raise StageFailed(Reason.UNKNOWN_TYPE, f"binary content of no known type; {hint}")
+    if media_type == types.ENCRYPTED_OFFICE:
+        raise StageFailed(Reason.ENCRYPTED, "an Office file that opens only with a password")
+    is_text = media_type in _TEXTS or media_type in (types.MAIL, types.CALENDAR)
+    match media_type:
+        case _ if is_text and kind is Kind.MAIL:
+            module = "read_mail"
+        case _ if is_text and kind is Kind.EVENT:
+            module = "read_event"
+        case types.PDF:
+            module = "read_pdf"
+        case types.DOCX:
+            module = "read_docx"
+        case types.MAIL:
+            module = "read_mail"
+        case types.CALENDAR:
+            module = "read_event"
+        case _ if media_type in types.IMAGES:
+            module = "read_image"
+        case _ if media_type in _TEXTS:
+            module = "read_text"
+        case _:
+            raise StageFailed(Reason.UNSUPPORTED_TYPE, media_type)
+    return cast(_Reader, importlib.import_module(f"engine.workers.{module}"))
+
+
+def _noted(document: Document, name: str) -> Document:
+    if not types.name_lies(name, document.media_type):
+        return document
+    note = f"the name says {types.named_type(name)}, the content is {document.media_type}"
+    return Document(
+        kind=document.kind,
+        media_type=document.media_type,
+        title=document.title,
+        pages=document.pages,
+        parts=document.parts,
+        facts=document.facts,
+        notes=(note, *document.notes),
+    )

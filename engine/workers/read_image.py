@@ -1,0 +1,138 @@
+"""Pictures -> pages that wait for OCR. Nothing is recognised here.
+
+Rule: sizes are looked at before a pixel is decoded; then the picture is decoded once, to know that it is whole.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from engine.document import Document, Method, Page
+from engine.ports import StageFailed
+from engine.reasons import Reason
+from engine.workers.reading import Material, told
+
+#: Pixels of one frame. A sheet of A0 at 250 dpi has 98 million; in colour that is 0.3 GB of memory.
+MAX_PIXELS: Final = 100_000_000
+#: Frames of one file; faxes and scans of whole books stay below.
+MAX_FRAMES: Final = 5_000
+#: Smaller on a side than this is an icon or a spacer: nothing legible fits into it.
+MIN_SIDE: Final = 32
+
+FORMATS: Final = {
+    "image/png": ("PNG",),
+    "image/jpeg": ("JPEG", "MPO"),
+    "image/tiff": ("TIFF",),
+    "image/webp": ("WEBP",),
+    "image/gif": ("GIF",),
+    "image/bmp": ("BMP", "DIB"),
+}
+#: What Pillow raises for files that are not what they claim; SyntaxError is its own old way of saying so.
+TROUBLE: Final = (
+    *(UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError),
+    *(EOFError, OverflowError, ZeroDivisionError, RuntimeError, NotImplementedError, struct.error),
+    Image.DecompressionBombError,
+)
+
+
+def read(material: Material) -> Document:
+    """A page for every frame of a TIFF, one for all others. Raises StageFailed: damaged, bomb."""
+    with open_image(material.path, material.media_type) as image:
+        size = f"{image.width} x {image.height} pixels"
+        facts = {"size": size, "date": _date(image)}
+        count = _frame_count(image) if material.media_type == "image/tiff" else 1
+        pages, notes = [], []
+        for index in range(count):
+            try:
+                legible = _check_frame(image, index)
+            except StageFailed as error:
+                if index == 0 or error.failure.reason is not Reason.DAMAGED:
+                    raise
+                notes.append(f"pages {index + 1} to {count} could not be read: {error.failure.detail}")
+                break
+            needs_ocr = legible and material.ocr
+            pages.append(Page(number=index + 1, text="", method=Method.NONE, needs_ocr=needs_ocr))
+            material.place.progress(index + 1, count)
+    if not material.ocr:
+        notes.append(f"{len(pages)} pages were not read: OCR is off")
+    return material.document(pages=pages, facts=facts, notes=notes)
+
+
+@contextmanager
+def open_image(path: Path, media_type: str) -> Iterator[Image.Image]:
+    """An image of the named type, not decoded yet. Raises StageFailed: damaged, bomb."""
+    Image.MAX_IMAGE_PIXELS = None  # its limit only warns; ours is looked at below, and for every frame
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is odd about a file is no news of this program
+        try:
+            image = Image.open(path, formats=FORMATS[media_type])
+        except TROUBLE as error:
+            raise _damaged(error, media_type) from error
+        with image:
+            _refuse_large(image)
+            yield image
+
+
+def seek_frame(image: Image.Image, index: int) -> None:
+    """Go to a frame, counted from 0. Raises StageFailed: damaged, bomb."""
+    try:
+        if index or image.tell():
+            image.seek(index)
+    except TROUBLE as error:
+        raise _damaged(error, f"frame {index + 1}") from error
+    _refuse_large(image)
+
+
+def _refuse_large(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise StageFailed(
+            Reason.BOMB, f"a picture of {image.width} x {image.height} pixels; at most {MAX_PIXELS} in all"
+        )
+
+
+def _check_frame(image: Image.Image, index: int) -> bool:
+    """Whether anything legible fits into the frame. Raises StageFailed when it is not whole."""
+    seek_frame(image, index)
+    side = min(image.size)
+    try:
+        # JPEG can be decoded at an eighth of its size, which reads it to the end all the same.
+        image.draft("L", (1, 1))
+        image.load()
+    except TROUBLE as error:
+        raise _damaged(error, f"frame {index + 1}" if index else "the picture") from error
+    return side >= MIN_SIDE
+
+
+def _frame_count(image: Image.Image) -> int:
+    try:
+        count = int(getattr(image, "n_frames", 1))
+        image.seek(0)
+    except TROUBLE as error:
+        raise _damaged(error, "the list of frames") from error
+    if count > MAX_FRAMES:
+        raise StageFailed(Reason.BOMB, f"a picture of {count} frames; at most {MAX_FRAMES}")
+    return max(1, count)
+
+
+def _date(image: Image.Image) -> str:
+    """When a photograph was taken, as ISO 8601 without zone; "" where it is not said."""
+    try:
+        exif = image.getexif()
+        taken = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal) or exif.get(ExifTags.Base.DateTime)
+    except TROUBLE:
+        return ""
+    match = re.match(r"(\d{4}):(\d\d):(\d\d) (\d\d:\d\d:\d\d)", str(taken))
+    return "{}-{}-{}T{}".format(*match.groups()) if match else ""
+
+
+def _damaged(error: BaseException, what: str) -> StageFailed:
+    return StageFailed(Reason.DAMAGED, f"{what}: {type(error).__name__}: {told(error)}")

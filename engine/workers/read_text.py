@@ -1,0 +1,246 @@
+"""Plain text of any encoding, CSV, XML and HTML -> readable text.
+
+Rule: streams. Nothing is kept of a file but the text that the document may have, and no tree is built of its tags,
+so that neither depth nor length of a line matters.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from lxml import etree
+
+from engine.document import Document, Page
+from engine.ports import StageFailed
+from engine.reasons import Reason
+from engine.workers import types
+from engine.workers.decoding import Decoded, decode_stream
+from engine.workers.reading import Budget, Material, line, tidy
+
+#: Markup read of one file, as a multiple of the text that the document may have: tags take most of a web page.
+_MARKUP_FACTOR: Final = 5
+_FEED_CHARS: Final = 1 << 18
+
+_CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([A-Za-z0-9_.:-]{2,40})""", re.IGNORECASE)
+_XML_ENCODING = re.compile(rb"""\A\s*<\?xml[^>]{0,100}?encoding\s*=\s*["']([A-Za-z0-9_.:-]{2,40})["']""")
+
+_HIDDEN: Final = frozenset({"script", "style", "noscript", "template", "svg", "object", "iframe", "select", "textarea"})
+_PARAGRAPHS: Final = frozenset(
+    {"p", "h1", "h2", "h3", "h4", "h5", "h6", "table", "ul", "ol", "dl", "blockquote", "pre"},
+)
+_BLOCKS: Final = _PARAGRAPHS | {
+    *("address", "article", "aside", "body", "br", "caption", "center", "dd", "details", "dialog", "div", "dt"),
+    *("fieldset", "figcaption", "figure", "footer", "form", "header", "hr", "html", "legend", "li", "main", "nav"),
+    *("section", "summary", "tbody", "tfoot", "thead", "title", "tr"),
+}
+
+
+def read(material: Material) -> Document:
+    """A document of one page. Raises StageFailed(EMPTY) for a file of blanks only."""
+    budget = Budget(limit=material.max_text_chars)
+    markup = material.media_type in (types.HTML, types.XML, "image/svg+xml")
+    limit = material.max_text_chars * (_MARKUP_FACTOR if markup else 1)
+    with open(material.path, "rb") as file:
+        head = file.read(4096)
+        found = decode_stream(file, limit_chars=limit, declared=_declared(head) if markup else "")
+    title, notes = "", []
+    if markup:
+        title, text = (html_to_text if material.media_type == types.HTML else _xml_to_text)(found.text, budget)
+        if found.cut:
+            notes.append(f"the markup was cut at {limit} characters")
+    elif material.media_type in (types.CSV, types.TSV):
+        text = budget.take(_rows(found.text, material))
+    else:
+        text = budget.take(found.text)
+    budget.cut = budget.cut or (found.cut and not markup)
+    return material.document(
+        title=title,
+        pages=[Page(number=0, text=text)],
+        notes=[*_decoding_notes(found), *notes, *budget.notes()],
+    )
+
+
+def html_to_text(markup: str, budget: Budget) -> tuple[str, str]:
+    """(title, text) of a web page or a mail body: no scripts, lines where a browser would break them."""
+    target = _Page(budget.left)
+    complaint = _feed(etree.HTMLParser, markup, target, encoding="utf-8")
+    if complaint and not target.text().strip():
+        # The parser gave up: deeper or stranger than it allows. The words are still there between the tags.
+        return "", budget.take(_without_tags(markup))
+    if target.full:
+        budget.cut = True
+    return line(target.title(), 500), budget.take(tidy(target.text()))
+
+
+def _declared(head: bytes) -> str:
+    match = _XML_ENCODING.search(head) or _CHARSET.search(head)
+    return match.group(1).decode("ascii") if match else ""
+
+
+def _decoding_notes(found: Decoded) -> list[str]:
+    return [f"some bytes are not {found.encoding} and were replaced"] if found.replaced else []
+
+
+def _rows(text: str, material: Material) -> str:
+    """The cells of each row joined by " | ". What is no table after all stays as it is."""
+    try:
+        dialect: type[csv.Dialect] | str = csv.Sniffer().sniff(text[:8192], delimiters=",;\t|")
+    except csv.Error:
+        dialect = "excel-tab" if material.media_type == types.TSV else "excel"
+    csv.field_size_limit(1 << 20)
+    try:
+        rows = csv.reader(io.StringIO(text, newline=""), dialect)
+        return "\n".join(" | ".join(" ".join(cell.split()) for cell in row) for row in rows)
+    except csv.Error:
+        return text
+
+
+def _xml_to_text(markup: str, budget: Budget) -> tuple[str, str]:
+    """The words of any XML, an element's on a line. What is not well-formed is read as far as it goes."""
+    target = _Words(budget.left)
+    if "<!ENTITY" in markup:
+        markup = re.sub(r"<!ENTITY[^>]*>", "", markup)  # abbreviations that may multiply without end
+    start = re.sub(r"\A\ufeff?\s*<\?xml[^>]*\?>", "", markup[:1000])
+    complaint = _feed(etree.XMLParser, start + markup[1000:], target, recover=True, resolve_entities=False)
+    if re.search("entity|amplification", complaint):
+        raise StageFailed(Reason.BOMB, f"XML whose entities multiply: {complaint}")
+    text = tidy(target.text())
+    if not text.strip():
+        text = _without_tags(markup)
+    if target.full:
+        budget.cut = True
+    return "", budget.take(text)
+
+
+def _without_tags(markup: str) -> str:
+    return tidy(re.sub(r"[^\S\n]+", " ", re.sub(r"<[^<>]{0,4000}>", " ", markup)))
+
+
+def _feed(kind: Any, markup: str, target: _Words, **options: Any) -> str:
+    """Feed piece by piece until the end or until the target is full. Returns what the parser complained of."""
+    parser = kind(target=target, huge_tree=False, no_network=True, **options)
+    complaint = ""
+    try:
+        for at in range(0, len(markup), _FEED_CHARS):
+            parser.feed(markup[at : at + _FEED_CHARS].encode("utf-8", "replace"))
+            if target.full:
+                break
+        parser.close()
+    except (etree.LxmlError, AssertionError, ValueError) as error:
+        complaint = str(error) or type(error).__name__
+    return complaint
+
+
+class _Words:
+    """A parser's target that keeps words: text of elements, a line each, until it is full."""
+
+    def __init__(self, limit_chars: int) -> None:
+        self._left = limit_chars
+        self._pieces: list[str] = []
+        self.full = False
+
+    def text(self) -> str:
+        """What was kept."""
+        return "".join(self._pieces)
+
+    def keep(self, piece: str) -> None:
+        """Add a piece while there is room. One line break more is allowed: blanks are tidied later."""
+        if self._left <= 0:
+            self.full = True
+            return
+        self._pieces.append(piece)
+        self._left -= len(piece)
+
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        self._break()
+
+    def end(self, tag: str) -> None:
+        self._break()
+
+    def data(self, data: str) -> None:
+        flat = re.sub(r"\s+", " ", data)
+        if flat.strip() or (self._pieces and not self._pieces[-1].isspace()):
+            self.keep(flat)
+
+    def comment(self, text: str) -> None:
+        """Comments are not read."""
+
+    def pi(self, target: str, data: str | None) -> None:
+        """Nor are processing instructions."""
+
+    def close(self) -> None:
+        """Nothing is left to do."""
+
+    def _break(self) -> None:
+        if self._pieces and self._pieces[-1] != "\n":
+            self._pieces.append("\n")
+
+
+class _Page(_Words):
+    """The same for HTML: knows which tags break lines, which hide their content and which make tables."""
+
+    def __init__(self, limit_chars: int) -> None:
+        super().__init__(limit_chars)
+        self._hidden = 0
+        self._pre = 0
+        self._title: list[str] = []
+        self._in_title = False
+        self._cells = 0
+
+    def title(self) -> str:
+        """The page's title, "" where it has none."""
+        return "".join(self._title)
+
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        if tag in _HIDDEN:
+            self._hidden += 1
+        elif tag == "title":
+            self._in_title = not self._title
+        elif tag in ("td", "th"):
+            self._cells += 1
+            if self._cells > 1:
+                self.keep(" | ")
+        elif tag == "img" and not self._hidden:
+            self.data(f" {attributes.get('alt') or ''} ")
+        elif tag in _BLOCKS:
+            self._pre += tag == "pre"
+            self._leave_row(tag)
+            self._line(empty=tag in _PARAGRAPHS)
+            if tag == "li":
+                self.keep("- ")
+
+    def end(self, tag: str) -> None:
+        if tag in _HIDDEN:
+            self._hidden = max(0, self._hidden - 1)
+        elif tag == "title":
+            self._in_title = False
+        elif tag in _BLOCKS:
+            self._pre -= tag == "pre"
+            self._leave_row(tag)
+            self._line(empty=tag in _PARAGRAPHS)
+
+    def data(self, data: str) -> None:
+        if self._in_title:
+            if len(self._title) < 100:
+                self._title.append(data)
+        elif self._hidden:
+            return
+        elif self._pre > 0:
+            self.keep(data)
+        else:
+            flat = re.sub(r"\s+", " ", data)
+            fresh = not self._pieces or self._pieces[-1][-1:] in "\n "
+            self.keep(flat.lstrip() if fresh else flat)
+
+    def _leave_row(self, tag: str) -> None:
+        if tag in ("tr", "table"):
+            self._cells = 0
+
+    def _line(self, *, empty: bool) -> None:
+        end = " " if self._cells else "\n\n" if empty else "\n"  # a cell's own paragraphs stay on the row's line
+        if self._pieces and self._pieces[-1] != end:
+            self._pieces.append(end)

@@ -1,0 +1,156 @@
+"""What a reader is given and what it gives back: the values shared by all kinds of the stage `extract`.
+
+Rule: bounded and clean. Text that leaves a reader can be stored as UTF-8, has no control characters but line breaks
+and tabs, and is never cut without a note.
+
+    extract.py -- Material --> read_pdf | read_docx | read_image | read_text | read_mail | read_event -- Document -->
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from engine.document import MAX_FIELD_CHARS, MAX_PARTS, Document, Page, Part
+from engine.model import Kind
+from engine.ports import Place
+
+#: A title longer than this is a paragraph.
+TITLE_CHARS: Final = 500
+#: Notes of one document; what more there is to say repeats itself.
+MAX_NOTES: Final = 50
+
+_CONTROL: Final[dict[int, str | None]] = {
+    **dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)),
+    **dict.fromkeys((0x0B, 0x0C, 0x85), "\n"),
+}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """One item to be read.
+
+    path            its bytes, in the worker's inbox
+    name            the item's own name or path: a hint, and the title when nothing better is found
+    media_type      what the content was found to be
+    kind            what the source says it is
+    prefix          of every name written into the outbox
+    ocr             pages without text may be sent to OCR
+    max_text_chars  of the whole document
+    """
+
+    path: Path
+    name: str
+    media_type: str
+    kind: Kind
+    prefix: str
+    ocr: bool
+    max_text_chars: int
+    place: Place
+
+    def document(
+        self,
+        *,
+        title: str = "",
+        kind: Kind = Kind.FILE,
+        pages: list[Page] | None = None,
+        parts: list[Part] | None = None,
+        facts: dict[str, str] | None = None,
+        notes: list[str] | None = None,
+    ) -> Document:
+        """A document within all limits: titles and facts cut to one line, facts without value left out."""
+        told = {name: line(value, MAX_FIELD_CHARS) for name, value in (facts or {}).items()}
+        return Document(
+            kind=kind,
+            media_type=self.media_type,
+            title=line(title, TITLE_CHARS) or line(base_name(self.name), TITLE_CHARS) or "untitled",
+            pages=tuple(pages or ()),
+            parts=tuple(parts or ()),
+            facts={name: value for name, value in told.items() if value},
+            notes=tuple(line(note, MAX_FIELD_CHARS) for note in (notes or [])[:MAX_NOTES]),
+        )
+
+
+@dataclass(slots=True)
+class Budget:
+    """Characters that the document may still take. `notes` says so when something was cut off."""
+
+    limit: int
+    left: int = field(init=False)
+    cut: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.left = self.limit
+
+    def take(self, text: str) -> str:
+        """As much of the cleaned text as fits."""
+        text = clean(text)
+        if len(text) > self.left:
+            self.cut = True
+            text = text[: self.left]
+        self.left -= len(text)
+        return text
+
+    def notes(self) -> list[str]:
+        """The note that the text was cut, if it was."""
+        return [f"the text was cut at {self.limit} characters"] if self.cut else []
+
+
+@dataclass(slots=True)
+class Parts:
+    """Writes what was found inside an item into the outbox, as `<prefix>.part<N>`, at most MAX_PARTS of them."""
+
+    material: Material
+    written: list[Part] = field(default_factory=list)
+    left_out: int = 0
+
+    def add(self, name: str, media_type: str, data: bytes) -> None:
+        """`name` may be any text; one without is called "part N"."""
+        if len(self.written) >= MAX_PARTS:
+            self.left_out += 1
+            return
+        number = len(self.written) + 1
+        file = f"{self.material.prefix}.part{number}"
+        (self.material.place.outbox / file).write_bytes(data)
+        shown = line(base_name(name), 255) or f"part {number}"
+        kind = line(media_type, 255) or "application/octet-stream"
+        self.written.append(Part(name=shown, media_type=kind, file=file, size_bytes=len(data)))
+
+    def notes(self) -> list[str]:
+        """The note that some were left out, if they were."""
+        return [f"{self.left_out} parts were left out: too many, too large or damaged"] if self.left_out else []
+
+
+def clean(text: str) -> str:
+    """Text without control characters, lone surrogates and carriage returns."""
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not text.isascii():
+        text = _SURROGATE.sub("\ufffd", text)
+    return text if text.isprintable() else text.translate(_CONTROL)
+
+
+def line(text: str, limit: int) -> str:
+    """The text on one line of at most `limit` characters; blanks collapsed, "…" where it was cut."""
+    flat = " ".join(clean(text[: limit * 4]).split())
+    return flat if len(flat) <= limit else flat[: limit - 1].rstrip() + "…"
+
+
+def told(error: BaseException) -> str:
+    """What an error of a library says, on one line, without the path of our own inbox, which tells nobody anything."""
+    message = re.sub(r"""(?:file )?['"]?/[^'"\s]{2,}['"]?""", "the file", str(error))
+    return line(message, 500) or type(error).__name__
+
+
+def base_name(name: str) -> str:
+    """The last component of a path in either manner of writing."""
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1].strip()
+
+
+def tidy(text: str) -> str:
+    """Blanks at line ends and more than one empty line in a row taken out."""
+    text = re.sub(r"[^\S\n]+\n", "\n", text)
+    return re.sub(r"\n{3,}", "\n\n", text).strip("\n")
