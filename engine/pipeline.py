@@ -664,7 +664,7 @@ class UserPipeline:
         if result.get("count") != self._exported.count:
             target.unlink()
             raise MalformedMessage("the FAISS file does not hold the vectors that were given")
-        if not self._writer.adopt_faiss(target):
+        if not self._writer.adopt_faiss(target, self._exported):
             target.unlink()
 
     # --- failures ---

@@ -1,7 +1,8 @@
 """The values that go into an index and come out of it.
 
 Rule: frozen, and nothing but data. `source` is the number of a place a user's items come from; `key` names an item
-within it for ever; versions (`extract`, `chunking`, `model`) are words whose only use is to be compared.
+within it for ever; versions (`extract`, `chunking`, `model`) are words whose only use is to be compared. Texts hold no
+lone surrogates: SQLite stores UTF-8.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from sqlalchemy.pool import StaticPool
 from engine.errors import CannotRunError
 from engine.ledger.migrations import is_current, migrate
 
-#: Longer than the largest transaction: the first listing of a source of a million items takes some 20 s to write.
+#: Longer than the largest transaction: the first listing of a source of a million items takes some 15 s to write.
 BUSY_SECONDS: Final = 30.0
 #: A WAL file that one large transaction blew up shrinks to this again.
 _WAL_BYTES: Final = 64 * 2**20

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.exc import IntegrityError
 
 from engine.errors import NightmillError, UsageError
-from engine.ledger.database import Database
+from engine.ledger.database import Database, explained
 from engine.ledger.tables import items, sources
 from engine.model import ItemId, ItemKey, Listed, SourceId
 from engine.ports import Clock, ListingOutcome
@@ -144,17 +144,9 @@ class SqlListing:
         with self._database.read() as connection:
             rows = connection.execute(_KNOWN_KEYS, {"source": self._source, "keys": [item.key for item in page]})
             known = {row[1]: Known._make(row) for row in rows.all()}
-        for listed in page:
-            row = known.get(listed.key)
-            if row is not None and row.parent is not None:
-                raise NightmillError(f"source {self._source} lists an item by the key of part {row.id}")
-            if row is not None and not self._seen.add(row.id):
-                continue
-            note = _note(row, listed)
-            if note is None:
-                self._unchanged += 1
-            else:
-                self._notes.add(note)
+        with explained(self._database.path):
+            for listed in page:
+                self._compare(known.get(listed.key), listed)
 
     def finish(self, *, complete: bool, cursor: str, accept_removals: bool) -> ListingOutcome:
         """Commit all of it in one transaction; none is begun when nothing differs and nothing is to be said anew.
@@ -187,6 +179,17 @@ class SqlListing:
         """Let go of what was noted. Idempotent."""
         self._notes.close()
 
+    def _compare(self, row: Known | None, listed: Listed) -> None:
+        if row is not None and row.parent is not None:
+            raise NightmillError(f"source {self._source} lists an item by the key of part {row.id}")
+        if row is not None and not self._seen.add(row.id):
+            return
+        note = _note(row, listed)
+        if note is None:
+            self._unchanged += 1
+        else:
+            self._notes.add(note)
+
     def _says_the_same(self, complete: bool, cursor: str) -> bool:
         if not complete:
             return True
@@ -199,7 +202,8 @@ class SqlListing:
 
     def _missing(self, connection: Connection) -> tuple[int, list[int]]:
         """How many top-level items the source had when the listing began, and the ids of those it did not name."""
-        total, missing = 0, []
+        total = 0
+        missing: list[int] = []
         found = connection.execute(_TOP_LEVEL, {"source": self._source, "horizon": self._horizon})
         for rows in found.partitions(PAGE_LIMIT):
             total += len(rows)

@@ -60,7 +60,7 @@ def main() -> None:
     if not isinstance(begin, Begin):
         raise SystemExit("the first message must be Begin")
     home = _Home(Path(begin.home), pipe)
-    runner: StageRunner = importlib.import_module(f"engine.workers.{begin.stage}").open_stage(begin.options)
+    runner: StageRunner = importlib.import_module(begin.stage).open_stage(begin.options)
     gc.freeze()
     send(pipe, Ready())
     while True:

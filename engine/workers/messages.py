@@ -31,7 +31,8 @@ _MAYBE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begin:
-    """What a worker is for: one stage, its options, and the folder that holds its inbox, outbox and slate."""
+    """What a worker is for: one stage, as the module that it is in; its options; the folder that holds its inbox,
+    outbox and slate."""
 
     stage: str
     options: Mapping[str, Any]

@@ -32,11 +32,13 @@ from engine.workers.reading import Budget, Material, Parts, base_name, line, tid
 MAX_HEADER_BYTES: Final = 256 << 10
 #: Bytes of one header value that are decoded.
 MAX_VALUE_CHARS: Final = 64 << 10
+#: Characters of one address with its name, before decoding.
+MAX_PERSON_CHARS: Final = 4_000
 #: Lines that look like MIME boundaries; each may become a part, and a part takes 2 kB of memory.
 MAX_BOUNDARIES: Final = 20_000
 #: Bytes of a mail that are read. Providers refuse beyond 150 MB.
 MAX_MAIL_BYTES: Final = 256 << 20
-#: Names of parts that are looked at; the parser's own recursion ends near 190.
+#: Levels of parts within parts; people forward a forwarded mail some ten times.
 MAX_DEPTH: Final = 50
 
 #: Of the legacy API, whose headers are plain text: email.message_from_bytes with the policy compat32.
@@ -81,11 +83,8 @@ def _bounded(data: bytes) -> tuple[bytes, list[str]]:
     stop = end.start() if end else len(data)
     if stop <= MAX_HEADER_BYTES:
         return data, []
-    # Whole lines only; the folded rest of a line that is cut goes with it.
-    cut = data.rfind(b"\n", 0, MAX_HEADER_BYTES) + 1 or MAX_HEADER_BYTES
-    return data[:cut].rstrip(b"\r\n") + b"\n\n" + data[end.end() if end else stop :], [
-        f"the headers were cut at {MAX_HEADER_BYTES} bytes"
-    ]
+    rest = data[end.end() :] if end else b""
+    return data[:MAX_HEADER_BYTES] + b"\n\n" + rest, [f"the headers were cut at {MAX_HEADER_BYTES} bytes"]
 
 
 def _parsed(data: bytes) -> tuple[_MailMessage, list[str]]:
@@ -340,14 +339,27 @@ def _addresses(message: _MailMessage, name: str) -> str:
 
 
 def _split_addresses(value: str) -> Iterator[str]:
-    for match in re.finditer(r'(?:"(?:[^"\\]|\\.)*"|<[^<>]*>|[^",])+', value):
-        yield match.group().strip()
+    """Cut at commas outside of quotes and angle brackets, in one pass."""
+    begin, quoted, angled, escaped = 0, False, False, False
+    for at, sign in enumerate(value):
+        if escaped:
+            escaped = False
+        elif sign == "\\" and quoted:
+            escaped = True
+        elif sign == '"':
+            quoted = not quoted
+        elif not quoted and sign in "<>":
+            angled = sign == "<"
+        elif sign == "," and not quoted and not angled:
+            yield value[begin:at].strip()
+            begin = at + 1
+    yield value[begin:].strip()
 
 
 def _person(entry: str) -> str:
-    match = re.fullmatch(r"(.*?)<\s*([^<>]*?)\s*>[^<>]*", entry, re.DOTALL)
-    name, address = match.groups() if match else ("", entry)
-    name = line(_decoded_words(re.sub(r"\\(.)", r"\1", name.strip().strip('"'))), 300)
+    name, opening, rest = entry[:MAX_PERSON_CHARS].rpartition("<")
+    address = rest.partition(">")[0]
+    name = line(_decoded_words(re.sub(r"\\(.)", r"\1", name.strip().strip('"'))), 300) if opening else ""
     address = line(_decoded_words(address), 300)
     return f"{name} <{address}>" if name and address and name != address else name or address
 

@@ -125,7 +125,7 @@ def _page(pdf: Any, index: int, state: _Reading, ocr: bool) -> Page:
         state.unread.append(number)
         state.complaint = state.complaint or told(error)
         return Page(number=number, text="", method=Method.NONE)
-    text = state.budget.take("\n".join(filter(None, (text, _extras(page)))))
+    text = state.budget.take("\n".join(filter(None, (text, _extras(page, text)))))
     if needs_ocr and not ocr:
         state.without_ocr += 1
     return Page(
@@ -165,24 +165,19 @@ def _image_cover(page: Any, painted: list[Any]) -> float:
     return min(1.0, covered / whole)
 
 
-def _extras(page: Any) -> str:
-    """What form fields hold and comments say; neither is part of a page's own text."""
+def _extras(page: Any, text: str) -> str:
+    """What form fields hold and comments say, where the page does not show it as text."""
     pieces: list[str] = []
-    room = _EXTRA_CHARS
     try:
         if page.first_widget is not None:
-            pieces += [str(widget.field_value) for widget in page.widgets() if _is_said(widget.field_value)]
+            pieces += [widget.field_value for widget in page.widgets() if _is_said(widget.field_value)]
         if page.first_annot is not None:
             pieces += [annot.info.get("content", "") for annot in page.annots()]
     except TROUBLE:
         return ""
-    kept: dict[str, None] = {}
-    for piece in pieces:
-        piece = piece.strip()[:room]
-        room -= len(piece)
-        if piece:
-            kept[piece] = None
-    return "\n".join(kept)
+    shown = " ".join(text.split())
+    hidden = dict.fromkeys(flat for piece in pieces if (flat := " ".join(piece.split())) and flat not in shown)
+    return "\n".join(hidden)[:_EXTRA_CHARS]
 
 
 def _is_said(value: object) -> bool:

@@ -164,7 +164,17 @@ class Worker:
 class Supervisor:
     """All workers of one coordinator."""
 
-    def __init__(self, *, spool: Path, book: WorkerBook, clock: Clock, bounds: Bounds | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        spool: Path,
+        book: WorkerBook,
+        clock: Clock,
+        bounds: Bounds | None = None,
+        package: str = "engine.workers",
+    ) -> None:
+        """`package` holds the stages, a module each, named as the stage is."""
+        self._package = package
         self._spool = spool
         self._book = book
         self._clock = clock
@@ -240,7 +250,7 @@ class Supervisor:
             self._selector.register(worker.watched.fd, selectors.EVENT_READ, worker)
         with suppress(OSError, ValueError):
             # A worker that is already dead is noticed by its pidfd.
-            self._say(worker, Begin(stage=stage.value, options=options, home=str(home)))
+            self._say(worker, Begin(stage=f"{self._package}.{stage.value}", options=options, home=str(home)))
         return worker
 
     def reserve(self, worker: Worker, unit: int, orders: int) -> None:

@@ -266,6 +266,43 @@ def test_damage_inside_the_file_says_so(tmp_path: Path, clock: HandClock) -> Non
         opened.users()
 
 
+def test_a_full_disk_says_so_and_keeps_nothing(ledger: SqlLedger) -> None:
+    """The transaction is undone, and there is a way out."""
+    take_down(ledger, [listed("a")])
+    with ledger._database.read() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")
+    with pytest.raises(CannotRunError, match="disk is full; free space"):
+        take_down(ledger, [listed(f"f{number}" * 20) for number in range(1000)])
+    assert ledger.counts(ANN).found == 1
+
+
+def test_notes_that_find_no_room_say_so(ledger: SqlLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a listing keeps beside the database meets the same full disk."""
+
+    def full(_note: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with ledger.listing(source_of(ledger)) as listing:
+        monkeypatch.setattr(listing._notes, "add", full)
+        with pytest.raises(CannotRunError, match="No space left"):
+            listing.add([listed("a")])
+
+
+def test_a_ledger_that_stays_locked_says_so(tmp_path: Path, clock: HandClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writers wait for one another, but not for ever; readers do not wait at all."""
+    monkeypatch.setattr("engine.ledger.database.BUSY_SECONDS", 0.01)
+    with (
+        open_ledger(tmp_path / "ledger.db", clock) as opened,
+        closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        assert opened.users() == []
+        with pytest.raises(CannotRunError, match="locked by another process"):
+            opened.add_user(ANN, [])
+        other.execute("ROLLBACK")
+        opened.add_user(ANN, [])
+
+
 def test_closing_twice_is_fine(ledger: SqlLedger) -> None:
     """`close` is idempotent."""
     ledger.close()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,7 +59,7 @@ def entry(key: str, *words: str, source: int = 1, model: str = MODEL, **fields: 
     return Entry(source=source, key=key, model=model, **values)  # type: ignore[arg-type]
 
 
-def learn(writer: Writer, vectors: dict[str, Sequence[float]], model: str = MODEL) -> None:
+def learn(writer: Writer, vectors: Mapping[str, Sequence[float]], model: str = MODEL) -> None:
     """Keep the vectors of these texts."""
     dim = len(next(iter(vectors.values())))
     raw = b"".join(struct.pack(f"<{dim}f", *vector) for vector in vectors.values())
@@ -240,6 +242,27 @@ def test_a_borrowed_lock_stays_with_its_owner(folder: Path) -> None:
     finally:
         os.close(held)
     assert not is_locked(folder)
+
+
+def test_a_lock_on_an_erased_folder_guards_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the folder is erased between opening and locking its lock, the lock of the new folder is taken."""
+    honest, calls = fcntl.flock, []
+
+    def slow(descriptor: int, operation: int) -> None:
+        calls.append(operation)
+        if len(calls) == 1:
+            shutil.rmtree(folder)
+            folder.mkdir()
+        honest(descriptor, operation)
+
+    monkeypatch.setattr("indexes.lock.fcntl.flock", slow)
+    held = lock.take(folder)
+    monkeypatch.undo()
+    try:
+        assert len(calls) == 2
+        assert is_locked(folder)
+    finally:
+        os.close(held)
 
 
 # --- what was read ---------------------------------------------------------------------------------------------------
@@ -757,6 +780,17 @@ def test_a_pair_of_characters_is_not_found_apart(folder: Path) -> None:
     assert search(folder, "東京", mode="keyword") == []
 
 
+@pytest.mark.parametrize(("written", "asked"), [("कि", "का"), ("мой", "мои"), ("naïve", "naive")])
+def test_tokens_are_compared_as_they_are(folder: Path, written: str, asked: str) -> None:
+    """The index folds and splits nothing by itself: what is one word is decided where tokens are made."""
+    with open_writer(folder) as writer:
+        chunks = (Chunk(kind="file_chunk", text="t", keywords=written),)
+        writer.publish([entry("a", chunks=chunks)], [], MODEL)
+    with open_reader(folder) as reader:
+        assert reader.search(groups=[[asked]], mode="keyword") == []
+        assert keys(reader.search(groups=[[written]], mode="keyword")) == ["a"]
+
+
 @pytest.mark.parametrize(
     "term",
     [
@@ -910,10 +944,10 @@ def test_a_rare_kind_is_found_among_many(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"k": -1}, {"vector_weight": 1.5}, {"vector_weight": -0.1}])
-def test_senseless_numbers_are_refused(library: Path, options: dict[str, float]) -> None:
+def test_senseless_numbers_are_refused(library: Path, options: dict[str, object]) -> None:
     """Wrong options are the caller's error."""
     with pytest.raises(ValueError, match="must be at least 0, and 0 to 1"):
-        search(library, "apple", **options)
+        search(library, "apple", None, **options)
 
 
 def test_nothing_asked_nothing_found(library: Path) -> None:
@@ -1072,6 +1106,30 @@ def test_the_stamp_changes_when_something_is_published_only(folder: Path) -> Non
         other.kill()
         other.wait()
     assert paths.stamp(folder) != stamp
+
+
+def test_the_stamp_sees_what_is_still_in_the_log(folder: Path) -> None:
+    """A publish that did not reach the database file yet (its writer goes on, or was killed) changes the stamp."""
+    with open_writer(folder) as writer:
+        writer.publish([entry("a", "one")], [], MODEL)
+    before, file = paths.stamp(folder), (folder / paths.DATABASE).stat()
+    with open_writer(folder) as writer:
+        writer.publish([entry("b", "two")], [], MODEL)
+        assert (folder / paths.DATABASE).stat().st_mtime_ns == file.st_mtime_ns
+        assert paths.stamp(folder) != before
+
+
+def test_a_closed_writer_leaves_no_log(folder: Path) -> None:
+    """Also when a reader stays: the stamp that is taken then is the stamp that the next run finds."""
+    with open_writer(folder) as writer, open_reader(folder) as reader:
+        writer.publish([entry("a", "one")], [], MODEL)
+        assert keys(reader.search(groups=[["one"]])) == ["a"]
+        writer.close()
+        stamp = paths.stamp(folder)
+        assert "+" not in stamp
+        assert keys(reader.search(groups=[["one"]])) == ["a"]
+    open_writer(folder).close()
+    assert paths.stamp(folder) == stamp
 
 
 def test_a_newer_schema_is_refused(folder: Path) -> None:

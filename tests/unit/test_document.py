@@ -1,0 +1,236 @@
+"""What a worker says it found: honest records come through unchanged, and every kind of lie is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine import document as under_test
+from engine.document import MAX_FIELD_CHARS, Chunk, ChunkKind, Document, Method, Page, Part
+from engine.errors import MalformedMessage
+from engine.model import Kind
+
+_line = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=20)
+_body = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+_count = st.integers(0, 2**53 - 1)
+_pages = st.builds(
+    Page,
+    number=_count,
+    text=_body,
+    method=st.sampled_from(Method),
+    confidence=st.none() | st.floats(0, 100),
+    needs_ocr=st.booleans(),
+)
+_files = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True)
+_parts = st.builds(Part, name=_line, media_type=_line, file=_files, size_bytes=_count)
+_documents = st.builds(
+    Document,
+    kind=st.sampled_from(Kind),
+    media_type=_line,
+    title=_line,
+    pages=st.lists(_pages, max_size=4).map(tuple),
+    parts=st.lists(_parts, max_size=4, unique_by=lambda part: part.file).map(tuple),
+    facts=st.dictionaries(_line, _line, max_size=4),
+    notes=st.lists(_line, max_size=3).map(tuple),
+)
+_chunks = st.builds(Chunk, kind=st.sampled_from(ChunkKind), text=_body, keywords=_line, page=_count)
+
+#: What JSON can say, and a little more; names of fields come often, so that deeper levels are reached.
+_NAMES = (
+    *("kind", "media_type", "title", "pages", "parts", "facts", "notes", "number", "text", "method", "confidence"),
+    *("needs_ocr", "name", "file", "size_bytes", "keywords", "page"),
+)
+_leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["file", "mail", "text", "ocr", "file_chunk", "\ud800", "../x", 10**400, -1, 2**63])
+)
+_values = st.recursive(
+    _leaves,
+    lambda deeper: (
+        st.lists(deeper, max_size=4) | st.dictionaries(st.sampled_from(_NAMES) | st.text(max_size=3), deeper)
+    ),
+    max_leaves=20,
+)
+
+
+def honest() -> dict[str, Any]:
+    """A document as an honest worker writes it."""
+    return Document(
+        kind=Kind.MAIL,
+        media_type="message/rfc822",
+        title="Tea",
+        pages=(Page(number=1, text="At five."), Page(number=2, text="", method=Method.OCR, confidence=91.5)),
+        parts=(Part(name="a b.pdf", media_type="application/pdf", file="part-1.pdf", size_bytes=7),),
+        facts={"sender": "Ann", "date": "2024-02-29T17:00:00+01:00"},
+        notes=("text cut",),
+    ).to_json()
+
+
+def nested(depth: int) -> list[Any]:
+    """A list in a list in a list."""
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@given(_documents)
+def test_an_honest_document_comes_through_unchanged(document: Document) -> None:
+    """Through JSON and back, field by field."""
+    assert Document.from_json(json.loads(json.dumps(document.to_json()))) == document
+    assert Document.from_json(document.to_json()) == document
+
+
+@given(_chunks | _pages)
+def test_an_honest_chunk_or_page_comes_through_unchanged(record: Chunk | Page) -> None:
+    """Through JSON and back, field by field."""
+    assert type(record).from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
+@given(_values)
+def test_no_json_raises_anything_but_malformed_message(value: object) -> None:
+    """What is let through can be written down and read again; everything else is refused in one way."""
+    for kind in (Document, Chunk, Page):
+        try:
+            found = kind.from_json(value)
+        except MalformedMessage as error:
+            str(error).encode()
+        else:
+            assert kind.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+@given(st.lists(st.sampled_from(list(honest())), min_size=1, max_size=3), st.lists(_values, min_size=3, max_size=3))
+def test_an_honest_document_with_lies_in_it(fields: list[str], lies: list[object]) -> None:
+    """Any fields replaced by anything: refused, or harmless."""
+    table = honest()
+    table.update(zip(fields, lies, strict=False))
+    try:
+        found = Document.from_json(table)
+    except MalformedMessage:
+        return
+    json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "lie"),
+    [
+        (("kind",), "letter"),
+        (("kind",), None),
+        (("kind",), ["mail"]),
+        (("kind",), nested(900)),
+        (("kind",), "x" * 10_000_000),
+        (("title",), 5),
+        (("title",), None),
+        (("title",), "x" * (MAX_FIELD_CHARS + 1)),
+        (("title",), "\ud83d"),
+        (("media_type",), {}),
+        (("pages",), "many"),
+        (("pages",), {"1": {}}),
+        (("pages",), [[]]),
+        (("pages", 0, "number"), -1),
+        (("pages", 0, "number"), True),
+        (("pages", 0, "number"), 1.0),
+        (("pages", 0, "number"), 2**53),
+        (("pages", 0, "text"), None),
+        (("pages", 0, "text"), "\udcff"),
+        (("pages", 0, "method"), "guess"),
+        (("pages", 0, "method"), {}),
+        (("pages", 0, "needs_ocr"), 1),
+        (("pages", 0, "confidence"), "high"),
+        (("pages", 0, "confidence"), True),
+        (("pages", 0, "confidence"), -0.1),
+        (("pages", 0, "confidence"), 100.1),
+        (("pages", 0, "confidence"), float("nan")),
+        (("pages", 0, "confidence"), float("inf")),
+        (("pages", 0, "confidence"), 10**400),
+        (("parts", 0, "file"), "../../etc/passwd"),
+        (("parts", 0, "file"), "/etc/passwd"),
+        (("parts", 0, "file"), ".."),
+        (("parts", 0, "file"), ".hidden"),
+        (("parts", 0, "file"), "-rf"),
+        (("parts", 0, "file"), "a\n"),
+        (("parts", 0, "file"), "a\0b"),
+        (("parts", 0, "file"), "a" * 101),
+        (("parts", 0, "file"), ""),
+        (("parts", 0, "size_bytes"), -5),
+        (("facts",), ["sender"]),
+        (("facts", "sender"), 5),
+        (("facts",), {1: "x"}),
+        (("facts",), {str(number): "" for number in range(101)}),
+        (("facts",), {"x" * (MAX_FIELD_CHARS + 1): ""}),
+        (("notes",), [None]),
+        (("notes",), [""] * 101),
+        (("parts",), [honest()["parts"][0]] * 2),
+        (("parts",), [{**honest()["parts"][0], "file": f"part-{number}"} for number in range(1001)]),
+        (("pages",), [{"number": 1, "text": "", "method": "text"}] * 50_001),
+    ],
+)  # fmt: skip
+def test_each_kind_of_lie_is_refused(path: tuple[Any, ...], lie: object) -> None:
+    """Types, names, bounds, paths that lead elsewhere, texts that cannot be stored; the message stays short."""
+    table = honest()
+    Document.from_json(table)
+    at = table = json.loads(json.dumps(table))
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = lie
+    with pytest.raises(MalformedMessage) as caught:
+        Document.from_json(table)
+    assert len(str(caught.value)) < 300
+    assert str(caught.value).isprintable()
+
+
+def test_the_text_of_all_pages_together_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many pages that are each within the limit are refused when their sum is not."""
+    monkeypatch.setattr(under_test, "MAX_TEXT_CHARS", 10)
+    pages = [{"number": number, "text": "x" * 5, "method": "text"} for number in range(3)]
+    Document.from_json({**honest(), "pages": pages[:2]})
+    with pytest.raises(MalformedMessage, match="more than 10 characters"):
+        Document.from_json({**honest(), "pages": pages})
+
+
+@pytest.mark.parametrize("field", ["kind", "title", "media_type"])
+def test_a_document_says_what_it_is(field: str) -> None:
+    """What has no default may not be missing."""
+    table = honest()
+    del table[field]
+    with pytest.raises(MalformedMessage):
+        Document.from_json(table)
+
+
+def test_what_is_shown_obeys_no_terminal() -> None:
+    """Titles, names, facts and notes hold no control characters; marks that some scripts need stay."""
+    table = honest()
+    evil, harmless = "Tea\x1b[2J\r\nfrom\x9b\u2028here", "Tea [2J  from  here"
+    table["title"] = evil
+    table["facts"] = {evil: evil, "fa": "می\u200cخواهم"}
+    table["notes"] = [evil]
+    table["parts"][0]["name"] = evil
+    found = Document.from_json(table)
+    assert {found.title, found.notes[0], found.parts[0].name, *found.facts} == {harmless, "fa"}
+    assert found.facts["fa"] == "می\u200cخواهم"
+
+
+@pytest.mark.parametrize(
+    ("field", "lie"),
+    [
+        ("kind", "page"),
+        ("text", None),
+        ("text", "x" * 100_001),
+        ("keywords", ["a"]),
+        ("keywords", "x" * 400_001),
+        ("page", "1"),
+    ],
+)
+def test_each_kind_of_lie_about_a_chunk_is_refused(field: str, lie: object) -> None:
+    """Types, names and bounds."""
+    table = Chunk(kind=ChunkKind.FILE_CHUNK, text="text", keywords="text", page=1).to_json()
+    with pytest.raises(MalformedMessage):
+        Chunk.from_json({**table, field: lie})

@@ -1,0 +1,179 @@
+"""The stage `extract` as a whole: what it returns, and the reason it gives for everything that it does not read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from engine.document import Document
+from engine.model import Kind
+from engine.ports import StageFailed
+from engine.reasons import Reason
+from engine.workers import extract, types
+from tests.unit.extraction import Desk, drawing, encoded, ole_of, pdf_of, text_of, zip_of
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_a_text_becomes_a_document(desk: Desk) -> None:
+    """The result names a file in the outbox and says what is in it."""
+    document = desk.read(b"Nothing rests.\n", "notes/today.txt")
+    assert document.kind is Kind.FILE
+    assert document.title == "today.txt"
+    assert [page.number for page in document.pages] == [0]
+    assert text_of(document).strip() == "Nothing rests."
+    assert desk.result == {"document": "p7.document.json", "pages": 1, "needs_ocr": [], "media_type": "text/plain"}
+
+
+def test_the_file_in_the_outbox_is_what_the_coordinator_accepts(desk: Desk) -> None:
+    """Reading it back loses nothing."""
+    document = desk.read(b"a,b\n1,2\n", "t.csv")
+    written = json.loads((desk.outbox / "p7.document.json").read_bytes())
+    assert Document.from_json(written) == document
+    assert document.to_json() == Document.from_json(written).to_json()
+
+
+def test_an_item_without_a_name_has_a_title(desk: Desk) -> None:
+    """A title is never empty."""
+    assert desk.read(b"text").title == "untitled"
+
+
+def test_text_beyond_the_limit_is_cut_and_said_so(tmp_path: Path) -> None:
+    """Never silently."""
+    desk = Desk(tmp_path, {"ocr": True, "max_text_chars": 100})
+    for data, name in (
+        (b"x" * 101, "a.txt"),
+        (b"<html><body><p>" + b"word " * 40, "a.html"),
+        (pdf_of("word " * 40, "more"), "a.pdf"),
+        (b"From: a@b.c\nSubject: s\n\n" + b"word " * 40, "a.eml"),
+    ):
+        document = desk.read(data, name)
+        assert len(text_of(document)) <= 101, name
+        assert any("cut at 100 characters" in note for note in document.notes), name
+    assert not desk.read(b"x" * 100, "a.txt").notes
+
+
+def test_what_cannot_be_stored_does_not_leave_the_stage(desk: Desk) -> None:
+    """NULs, other control characters and lone surrogates are taken out."""
+    dirty = "a\x01b\rc\r\nd\x85e" + " and so on" * 20
+    assert text_of(desk.read(dirty.encode(), "a.txt")).startswith("ab\nc\nd\ne and so on")
+    text_of(desk.read("lone \ud800 surrogate".encode("utf-8", "surrogatepass"), "a.txt")).encode()
+
+
+# --- reasons ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "a.pdf", "a.txt"])
+def test_nothing_at_all_is_empty(desk: Desk, name: str) -> None:
+    """Whatever it is called."""
+    assert desk.refusal(b"", name)[0] is Reason.EMPTY
+
+
+def test_bytes_without_meaning_are_of_unknown_type(desk: Desk) -> None:
+    """The detail says what the name had promised."""
+    reason, detail = desk.refusal(bytes(range(256)) * 40, "report.pdf")
+    assert reason is Reason.UNKNOWN_TYPE
+    assert "application/pdf" in detail
+
+
+@pytest.mark.parametrize(
+    ("data", "media_type"),
+    [
+        (zip_of({"[Content_Types].xml": "<a/>", "xl/workbook.xml": "<a/>"}), types.named_type("a.xlsx")),
+        (zip_of({"[Content_Types].xml": "<a/>", "ppt/presentation.xml": "<a/>"}), types.named_type("a.pptx")),
+        (zip_of({"mimetype": "application/vnd.oasis.opendocument.text"}), types.named_type("a.odt")),
+        (zip_of({"mimetype": "application/epub+zip"}), "application/epub+zip"),
+        (zip_of({"a.txt": "x"}), "application/zip"),
+        (b"{\\rtf1 hello}", "application/rtf"),
+        (ole_of("Root Entry", "WordDocument"), "application/msword"),
+        (ole_of("Root Entry", "Workbook"), "application/vnd.ms-excel"),
+        (ole_of("Root Entry", "__properties_version1.0"), "application/vnd.ms-outlook"),
+        (b"ID3\x03\0\0\0", "audio/mpeg"),
+        (b"\x7fELF\x02\x01\x01\0", "application/x-elf"),
+        (b"\0\x01\0\0\0\x0c\0\x80", "font/ttf"),
+        (b"\x1f\x8b\x08\0", "application/gzip"),
+    ],
+)
+def test_known_types_that_are_not_read_are_named(desk: Desk, data: bytes, media_type: str) -> None:
+    """The media type is the start of the detail; the name has no say."""
+    reason, detail = desk.refusal(data, "whatever.pdf")
+    assert reason is Reason.UNSUPPORTED_TYPE
+    assert detail.split()[0] == media_type
+
+
+def test_an_office_file_with_a_password_is_encrypted(desk: Desk) -> None:
+    """It is an OLE2 container with the package inside."""
+    assert desk.refusal(ole_of("Root Entry", "EncryptionInfo", "EncryptedPackage"), "a.docx")[0] is Reason.ENCRYPTED
+
+
+def test_a_name_that_lies_is_noted(desk: Desk) -> None:
+    """The content decides, and the reader is told."""
+    document = desk.read(encoded(drawing("x"), "PNG"), "scan.pdf")
+    assert document.media_type == "image/png"
+    assert "the name says application/pdf, the content is image/png" in document.notes
+    assert not desk.read(b"plain", "a.log").notes
+
+
+def test_the_word_of_a_source_decides_between_texts(desk: Desk) -> None:
+    """What lies in a mailbox is a mail, even without a header; a PDF that lies there is a PDF."""
+    assert desk.read(b"only a body\n", "1", kind="mail").kind is Kind.MAIL
+    assert desk.read(pdf_of("in the wrong place"), "1", kind="mail").media_type == types.PDF
+    assert desk.refusal(b"no calendar", "a.ics", kind="event")[0] is Reason.DAMAGED
+
+
+def test_a_worker_of_texts_loads_no_heavy_library() -> None:
+    """PyMuPDF alone takes 150 ms and 47 MB."""
+    program = (
+        "import sys; from engine.workers import extract; extract.open_stage({'ocr': True});"
+        "import engine.workers.tessdata;"
+        "print([n for n in ('pymupdf', 'PIL', 'lxml', 'docx', 'tesserocr', 'numpy', 'email') if n in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[]"
+
+
+# --- real files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.corpus
+def test_every_real_file_is_read_or_skipped_by_type(corpus: Path, tmp_path: Path) -> None:
+    """Valid files: a document each, or a type that is not read. Nothing else escapes, and most are read."""
+    desk = Desk(tmp_path)
+    outcomes: Counter[str] = Counter()
+    unread = {"doc", "xls", "ppt", "msg", "xlsx", "pptx", "odt", "ods", "odp", "rtf", "epub"}
+    for file in sorted((corpus / "mixed").iterdir()):
+        ending = file.suffix[1:].lower()
+        try:
+            reason = None if desk.read(file.read_bytes(), file.name).title else Reason.EMPTY
+        except StageFailed as error:
+            reason = error.failure.reason
+        outcomes[str(reason)] += 1
+        # One file named .pdf is an AppleSingle container around a PDF.
+        may_fail = ending in unread or "AppleSingle" in file.name
+        assert reason is None or (may_fail and reason is Reason.UNSUPPORTED_TYPE), file.name
+    assert outcomes.total() >= 200
+    assert outcomes["None"] >= 0.65 * outcomes.total()
+
+
+@pytest.mark.corpus
+def test_every_real_mail_becomes_a_document(corpus: Path, tmp_path: Path) -> None:
+    """Test suites of mail parsers and spam: malformed in every way, and none of it is refused."""
+    desk = Desk(tmp_path)
+    for file in sorted((corpus / "mail").iterdir()):
+        document = desk.read(file.read_bytes(), file.name, kind="mail")
+        assert document.kind is Kind.MAIL
+        assert document.title
+
+
+def test_options_have_defaults() -> None:
+    """A limit above the document's own is no limit."""
+    assert isinstance(extract.open_stage({}), extract.ExtractStage)
+    assert isinstance(extract.open_stage({"ocr": False, "max_text_chars": 10**12}), extract.ExtractStage)
