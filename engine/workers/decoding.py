@@ -20,6 +20,10 @@ _CANDIDATES: Final = [
     *("cp1252", "cp1250", "iso8859_2", "cp1251", "koi8_r", "cp1253", "cp1254", "cp1255", "cp1256"),
     *("cp932", "euc_jp", "iso2022_jp", "gb18030", "big5", "cp949"),
 ]
+#: Python calls these text encodings too.
+_NOT_CHARSETS: Final = frozenset(
+    {"idna", "punycode", "raw-unicode-escape", "unicode-escape", "mbcs", "oem", "undefined"}
+)
 #: Declared names that writers use for a superset; browsers read them so too (WHATWG Encoding Standard).
 _SUPERSETS: Final = {
     "ascii": "utf-8",
@@ -30,7 +34,6 @@ _SUPERSETS: Final = {
     "shift_jis": "cp932",
     "euc_kr": "cp949",
     "ks_c_5601-1987": "cp949",
-    "utf-7": "utf-7",
 }
 
 
@@ -53,9 +56,10 @@ def decode(data: bytes, declared: str = "") -> Decoded:
 
 def decode_stream(file: BinaryIO, *, limit_chars: int, declared: str = "") -> Decoded:
     """At most `limit_chars` characters of a file from its beginning, in memory bounded by them."""
+    file.seek(0)
     head = file.read(_SAMPLE_BYTES)
     known = encoding_of_start(head)
-    for encoding in (known, _codec(declared), "" if _escapes(head) else "utf-8"):
+    for encoding in (known, _codec(declared), "iso2022_jp" if _escapes(head) else "utf-8"):
         if not encoding:
             continue
         try:
@@ -107,8 +111,7 @@ def _codec(declared: str) -> str:
         info = codecs.lookup(declared.strip().strip("\"'")[:100])
     except (LookupError, ValueError):
         return ""
-    # Not text to text, nor what runs code or depends on the machine.
-    if not info._is_text_encoding or info.name in ("idna", "punycode", "raw_unicode_escape", "unicode_escape", "mbcs"):
+    if not info._is_text_encoding or info.name.replace("_", "-") in _NOT_CHARSETS:
         return ""
     return _SUPERSETS.get(info.name, info.name)
 

@@ -22,6 +22,12 @@ from engine.workers.reading import Material
 _TEXTS: Final = frozenset(
     {types.PLAIN, types.CSV, types.TSV, types.XML, types.HTML, "text/markdown", "application/json", "image/svg+xml"}
 )
+_READERS: Final = {
+    types.PDF: "read_pdf",
+    types.DOCX: "read_docx",
+    types.MAIL: "read_mail",
+    types.CALENDAR: "read_event",
+}
 #: OLE2 keeps its directory anywhere; of larger files only what lies in the first so many bytes is looked at.
 _OLE_BYTES: Final = 64 << 20
 
@@ -54,8 +60,8 @@ class ExtractStage:
         name, prefix = str(order.get("name") or ""), str(order["prefix"])
         kind = Kind(order.get("kind") or Kind.FILE)
         with open(path, "rb") as file:
-            media_type = _type_in(file, name)
-        reader = _reader_for(media_type, kind, name)
+            media_type = _as_the_source_says(kind, _type_in(file, name))
+        reader = _reader_for(media_type, name)
         material = Material(
             path=path,
             name=name,
@@ -106,34 +112,29 @@ def _mimetype(archive: zipfile.ZipFile) -> bytes:
         return b""
 
 
-def _reader_for(media_type: str, kind: Kind, name: str) -> _Reader:
-    """The module that reads the type. A source's word counts only between texts: it knows mails and events."""
+def _as_the_source_says(kind: Kind, media_type: str) -> str:
+    """A source's word counts between texts: it knows mails and events, even those that do not look like any."""
+    if media_type in _TEXTS or media_type in (types.MAIL, types.CALENDAR):
+        return {Kind.MAIL: types.MAIL, Kind.EVENT: types.CALENDAR, Kind.FILE: media_type}[kind]
+    return media_type
+
+
+def _reader_for(media_type: str, name: str) -> _Reader:
+    """The module that reads the type. Raises StageFailed: unsupported_type, unknown_type, encrypted."""
     if media_type == types.UNKNOWN:
         said = types.named_type(name)
         hint = f"the name says {said}, but the content is not" if said else "the name says nothing either"
         raise StageFailed(Reason.UNKNOWN_TYPE, f"binary content of no known type; {hint}")
     if media_type == types.ENCRYPTED_OFFICE:
         raise StageFailed(Reason.ENCRYPTED, "an Office file that opens only with a password")
-    is_text = media_type in _TEXTS or media_type in (types.MAIL, types.CALENDAR)
-    match media_type:
-        case _ if is_text and kind is Kind.MAIL:
-            module = "read_mail"
-        case _ if is_text and kind is Kind.EVENT:
-            module = "read_event"
-        case types.PDF:
-            module = "read_pdf"
-        case types.DOCX:
-            module = "read_docx"
-        case types.MAIL:
-            module = "read_mail"
-        case types.CALENDAR:
-            module = "read_event"
-        case _ if media_type in types.IMAGES:
-            module = "read_image"
-        case _ if media_type in _TEXTS:
-            module = "read_text"
-        case _:
-            raise StageFailed(Reason.UNSUPPORTED_TYPE, media_type)
+    if media_type in types.IMAGES:
+        module = "read_image"
+    elif media_type in _TEXTS:
+        module = "read_text"
+    elif media_type in _READERS:
+        module = _READERS[media_type]
+    else:
+        raise StageFailed(Reason.UNSUPPORTED_TYPE, media_type)
     return cast(_Reader, importlib.import_module(f"engine.workers.{module}"))
 
 

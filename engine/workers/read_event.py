@@ -280,7 +280,7 @@ def recurrence(rule: str) -> str:
     if unit is None:
         return ""
     interval = _number(parts.get("INTERVAL", "1"))
-    words = [f"every {unit}" if interval in (None, 1) else f"every {interval} {unit}s"]
+    words = [f"every {unit}" if interval in (None, 0, 1) else f"every {interval} {unit}s"]
     days = [_weekday(day) for day in parts.get("BYDAY", "").split(",")[:50] if _weekday(day)]
     positions = [_ordinal(number) for part in parts.get("BYSETPOS", "").split(",") if (number := _number(part))]
     if days:

@@ -47,7 +47,6 @@ def read(material: Material) -> Document:
     """A page for every frame of a TIFF, one for all others. Raises StageFailed: damaged, bomb."""
     with open_image(material.path, material.media_type) as image:
         size = f"{image.width} x {image.height} pixels"
-        facts = {"size": size, "date": _date(image)}
         count = _frame_count(image) if material.media_type == "image/tiff" else 1
         pages, notes = [], []
         for index in range(count):
@@ -61,6 +60,7 @@ def read(material: Material) -> Document:
             needs_ocr = legible and material.ocr
             pages.append(Page(number=index + 1, text="", method=Method.NONE, needs_ocr=needs_ocr))
             material.place.progress(index + 1, count)
+        facts = {"size": size, "date": _date(image)}
     if not material.ocr:
         notes.append(f"{len(pages)} pages were not read: OCR is off")
     return material.document(pages=pages, facts=facts, notes=notes)

@@ -172,7 +172,10 @@ class _Content:
         found = decode(_bytes_of(message), _charset(message))
         if found.replaced:
             self.notes.append(f"some bytes of the body are not {found.encoding} and were replaced")
-        text = html_to_text(found.text, self.budget)[1] if kind == "text/html" else self.budget.take(tidy(found.text))
+        if kind == "text/html":
+            _, text = html_to_text(found.text, self.budget, self.material.place.progress)
+        else:
+            text = self.budget.take(tidy(found.text))
         if text.strip():
             self.body.append(text)
 
@@ -203,23 +206,22 @@ def _is_attached(message: _MailMessage) -> bool:
 
 def _bytes_of(message: _MailMessage) -> bytes:
     """The decoded payload; where its transfer encoding is broken, as much as can be decoded, or the raw bytes."""
-    payload: object = message.get_payload()
-    if not isinstance(payload, str):
+    try:
+        decoded: object = message.get_payload(decode=True)
+    except (*_TROUBLE, UnicodeError):
         return b""
-    raw = _raw_bytes(payload)
-    match _raw(message, "content-transfer-encoding").strip().strip('";').lower():
-        case "base64":
-            return _base64(raw)
+    if not isinstance(decoded, bytes):
+        return b""
+    named = _raw(message, "content-transfer-encoding").lower()
+    match named.strip(" \t\"';."):
+        case said if said == named:
+            return decoded
+        case "base64":  # some write more than the bare word, which the library does not take for it
+            return _base64(decoded)
         case "quoted-printable":
-            return quopri.decodestring(raw)
-        case "x-uuencode" | "uuencode" | "uue" | "x-uue":
-            try:
-                decoded: object = message.get_payload(decode=True)
-            except _TROUBLE:
-                return raw
-            return decoded if isinstance(decoded, bytes) else raw
+            return quopri.decodestring(decoded)
         case _:
-            return raw
+            return decoded
 
 
 def _raw_bytes(text: str) -> bytes:

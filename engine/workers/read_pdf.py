@@ -53,7 +53,7 @@ def open_pdf(path: Path) -> Any:
     pymupdf.TOOLS.mupdf_display_warnings(False)
     try:
         pdf = pymupdf.open(path, filetype="pdf")
-        if pdf.needs_pass and not pdf.authenticate(""):
+        if pdf.needs_pass:  # MuPDF has tried the empty password, which opens what is only protected from printing
             raise StageFailed(Reason.ENCRYPTED, "a PDF that opens only with a password")
         count = pdf.page_count
     except TROUBLE as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from lxml import etree
@@ -24,6 +24,8 @@ from engine.workers.reading import Budget, Material, line, tidy
 #: Markup read of one file, as a multiple of the text that the document may have: tags take most of a web page.
 _MARKUP_FACTOR: Final = 5
 _FEED_CHARS: Final = 1 << 18
+
+Report = Callable[[int, int], None]
 
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([A-Za-z0-9_.:-]{2,40})""", re.IGNORECASE)
 _XML_ENCODING = re.compile(rb"""\A\s*<\?xml[^>]{0,100}?encoding\s*=\s*["']([A-Za-z0-9_.:-]{2,40})["']""")
@@ -40,16 +42,16 @@ _BLOCKS: Final = _PARAGRAPHS | {
 
 
 def read(material: Material) -> Document:
-    """A document of one page. Raises StageFailed(EMPTY) for a file of blanks only."""
+    """A document of one page, number 0. Raises StageFailed(BOMB) for XML whose entities multiply."""
     budget = Budget(limit=material.max_text_chars)
     markup = material.media_type in (types.HTML, types.XML, "image/svg+xml")
     limit = material.max_text_chars * (_MARKUP_FACTOR if markup else 1)
     with open(material.path, "rb") as file:
         head = file.read(4096)
         found = decode_stream(file, limit_chars=limit, declared=_declared(head) if markup else "")
-    title, notes = "", []
+    title, notes, report = "", [], material.place.progress
     if markup:
-        title, text = (html_to_text if material.media_type == types.HTML else _xml_to_text)(found.text, budget)
+        title, text = (html_to_text if material.media_type == types.HTML else _xml_to_text)(found.text, budget, report)
         if found.cut:
             notes.append(f"the markup was cut at {limit} characters")
     elif material.media_type in (types.CSV, types.TSV):
@@ -64,10 +66,13 @@ def read(material: Material) -> Document:
     )
 
 
-def html_to_text(markup: str, budget: Budget) -> tuple[str, str]:
-    """(title, text) of a web page or a mail body: no scripts, lines where a browser would break them."""
+def html_to_text(markup: str, budget: Budget, report: Report) -> tuple[str, str]:
+    """(title, text) of a web page or a mail body: no scripts, lines where a browser would break them.
+
+    report: told after every piece, as (characters done, characters in all).
+    """
     target = _Page(budget.left)
-    complaint = _feed(etree.HTMLParser, markup, target, encoding="utf-8")
+    complaint = _feed(etree.HTMLParser, markup, target, report, encoding="utf-8")
     if complaint and not target.text().strip():
         # The parser gave up: deeper or stranger than it allows. The words are still there between the tags.
         return "", budget.take(_without_tags(markup))
@@ -99,13 +104,13 @@ def _rows(text: str, material: Material) -> str:
         return text
 
 
-def _xml_to_text(markup: str, budget: Budget) -> tuple[str, str]:
+def _xml_to_text(markup: str, budget: Budget, report: Report) -> tuple[str, str]:
     """The words of any XML, an element's on a line. What is not well-formed is read as far as it goes."""
     target = _Words(budget.left)
     if "<!ENTITY" in markup:
         markup = re.sub(r"<!ENTITY[^>]*>", "", markup)  # abbreviations that may multiply without end
     start = re.sub(r"\A\ufeff?\s*<\?xml[^>]*\?>", "", markup[:1000])
-    complaint = _feed(etree.XMLParser, start + markup[1000:], target, recover=True, resolve_entities=False)
+    complaint = _feed(etree.XMLParser, start + markup[1000:], target, report, recover=True, resolve_entities=False)
     if re.search("entity|amplification", complaint):
         raise StageFailed(Reason.BOMB, f"XML whose entities multiply: {complaint}")
     text = tidy(target.text())
@@ -120,13 +125,14 @@ def _without_tags(markup: str) -> str:
     return tidy(re.sub(r"[^\S\n]+", " ", re.sub(r"<[^<>]{0,4000}>", " ", markup)))
 
 
-def _feed(kind: Any, markup: str, target: _Words, **options: Any) -> str:
+def _feed(kind: Any, markup: str, target: _Words, report: Report, **options: Any) -> str:
     """Feed piece by piece until the end or until the target is full. Returns what the parser complained of."""
     parser = kind(target=target, huge_tree=False, no_network=True, **options)
     complaint = ""
     try:
         for at in range(0, len(markup), _FEED_CHARS):
             parser.feed(markup[at : at + _FEED_CHARS].encode("utf-8", "replace"))
+            report(min(at + _FEED_CHARS, len(markup)), len(markup))
             if target.full:
                 break
         parser.close()
@@ -203,6 +209,7 @@ class _Page(_Words):
         elif tag in ("td", "th"):
             self._cells += 1
             if self._cells > 1:
+                self._end_cell()
                 self.keep(" | ")
         elif tag == "img" and not self._hidden:
             self.data(f" {attributes.get('alt') or ''} ")
@@ -235,6 +242,10 @@ class _Page(_Words):
             flat = re.sub(r"\s+", " ", data)
             fresh = not self._pieces or self._pieces[-1][-1:] in "\n "
             self.keep(flat.lstrip() if fresh else flat)
+
+    def _end_cell(self) -> None:
+        while self._pieces and self._pieces[-1].isspace() and "\n" not in self._pieces[-1]:
+            self._pieces.pop()
 
     def _leave_row(self, tag: str) -> None:
         if tag in ("tr", "table"):

@@ -26,6 +26,7 @@ _CONTROL: Final[dict[int, str | None]] = {
     **dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)),
     **dict.fromkeys((0x0B, 0x0C, 0x85), "\n"),
 }
+_CONTROL_SIGN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -130,7 +131,7 @@ def clean(text: str) -> str:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.isascii():
         text = _SURROGATE.sub("\ufffd", text)
-    return text if text.isprintable() else text.translate(_CONTROL)
+    return text.translate(_CONTROL) if _CONTROL_SIGN.search(text) else text
 
 
 def line(text: str, limit: int) -> str:

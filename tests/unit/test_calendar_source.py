@@ -249,6 +249,7 @@ def test_an_event_that_is_not_closed_is_not_lost(file: Path, text: str) -> None:
     items = listed(file)
     assert [re.findall("UID:(.)", fetch(file, item)) for item in items] == [["a"], ["b"]]
     assert all(fetch(file, item).splitlines()[-2] == "END:VEVENT" for item in items)
+    assert all(fetch(file, item).count("END:VCALENDAR") == 1 for item in items)
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 100, b"<html>BEGIN:VCALENDAR</html>", b"PK\x03\x04\0\0\n\0\n"])

@@ -70,7 +70,8 @@ def test_letters_without_meaning_need_ocr(desk: Desk) -> None:
 
 def _mapped(showing: bytes) -> bytes:
     """A page whose font says that "A" is U+E001."""
-    table = b"1 begincodespacerange <00> <FF> endcodespacerange\n2 beginbfrange <20> <40> <0020> <42> <7E> <0042> endbfrange"
+    table = b"1 begincodespacerange <00> <FF> endcodespacerange\n"
+    table += b"2 beginbfrange <20> <40> <0020> <42> <7E> <0042> endbfrange"
     return raw_pdf(
         b"<</Type/Catalog/Pages 2 0 R>>",
         b"<</Type/Pages/Kids[3 0 R]/Count 1>>",

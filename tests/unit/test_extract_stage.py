@@ -124,7 +124,8 @@ def test_a_name_that_lies_is_noted(desk: Desk) -> None:
 
 def test_the_word_of_a_source_decides_between_texts(desk: Desk) -> None:
     """What lies in a mailbox is a mail, even without a header; a PDF that lies there is a PDF."""
-    assert desk.read(b"only a body\n", "1", kind="mail").kind is Kind.MAIL
+    document = desk.read(b"only a body\n", "1", kind="mail")
+    assert (document.kind, document.media_type) == (Kind.MAIL, types.MAIL)
     assert desk.read(pdf_of("in the wrong place"), "1", kind="mail").media_type == types.PDF
     assert desk.refusal(b"no calendar", "a.ics", kind="event")[0] is Reason.DAMAGED
 

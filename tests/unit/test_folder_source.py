@@ -159,6 +159,18 @@ def test_a_change_moves_the_fingerprint(root: Path) -> None:
     assert len(set(prints)) == 4
 
 
+def test_a_change_with_the_old_time_put_back_moves_the_fingerprint(root: Path) -> None:
+    """Same size, same time: the clock that nobody can put back, of the last change of the entry, has moved."""
+    file = root / "file"
+    file.write_bytes(b"one")
+    before, old = file.stat(), listed(root)["file"].fingerprint
+    while file.stat().st_ctime_ns == before.st_ctime_ns:  # it ticks a few hundred times a second
+        file.write_bytes(b"two")
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_mtime_ns == before.st_mtime_ns
+    assert listed(root)["file"].fingerprint != old
+
+
 def test_links_are_listed_and_lead_nowhere(root: Path, target: Path, tmp_path: Path) -> None:
     """To a file, a folder, upwards in a circle, out of the root, to nothing: each is one skipped item."""
     secret = tmp_path / "secret"
@@ -562,6 +574,11 @@ def test_a_file_that_changes_while_it_is_copied_is_refused(
 
     monkeypatch.setattr(os, "pread", pread_then_change)
     assert refused(root, locator, target) is Reason.CHANGED_WHILE_READING
+
+
+def test_a_file_that_does_not_tell_its_size_is_not_copied(target: Path) -> None:
+    """Files that the kernel makes up as they are read say that they are empty, and are not."""
+    assert refused(Path("/proc/self"), {"path": "status"}, target) is Reason.CHANGED_WHILE_READING
 
 
 def test_a_file_that_outgrew_its_limit_is_not_copied(root: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
@@ -289,18 +290,47 @@ def test_notes_that_find_no_room_say_so(ledger: SqlLedger, monkeypatch: pytest.M
 
 
 def test_a_ledger_that_stays_locked_says_so(tmp_path: Path, clock: HandClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writers wait for one another, but not for ever; readers do not wait at all."""
+    """Writers wait for one another, but not for ever; what has nothing to write does not wait at all."""
     monkeypatch.setattr("engine.ledger.database.BUSY_SECONDS", 0.01)
+    path = tmp_path / "ledger.db"
     with (
-        open_ledger(tmp_path / "ledger.db", clock) as opened,
-        closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other,
+        open_ledger(path, clock) as opened,
+        closing(sqlite3.connect(path, isolation_level=None)) as other,
     ):
+        opened.add_user(ANN, ["folder:/a"])
+        take_down(opened, [listed("a")])
+        opened.add_parts(item(opened, "a").id, [listed("a/1")])
         other.execute("BEGIN IMMEDIATE")
-        assert opened.users() == []
+        assert take_down(opened, [listed("a")]).unchanged == 1
+        assert take_down(opened, [listed("a")], complete=False).unchanged == 1
+        assert opened.add_parts(item(opened, "docs/a").id, [listed("a/1")]).unchanged == 1
+        assert opened.requeue(ANN, states=[FAILED]) == 0
+        opened.touch_source(source_of(opened))
+        opened.settle(RUN, [], [])
         with pytest.raises(CannotRunError, match="locked by another process"):
-            opened.add_user(ANN, [])
+            opened.add_user(BEN, [])
         other.execute("ROLLBACK")
-        opened.add_user(ANN, [])
+        opened.add_user(BEN, [])
+
+
+def test_nobody_else_makes_or_migrates_the_ledger_meanwhile(
+    tmp_path: Path, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that switch a new file to WAL at once would fail one another, in spite of the time-out."""
+    held = []
+
+    def create(path: Path) -> None:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held.append(path)
+        finally:
+            os.close(folder)
+
+    monkeypatch.setattr("engine.ledger.database._create", create)
+    open_ledger(tmp_path / "ledger.db", clock).close()
+    assert held == [tmp_path / "ledger.db"]
 
 
 def test_closing_twice_is_fine(ledger: SqlLedger) -> None:
@@ -967,6 +997,9 @@ def test_what_was_asked_for_again_is_not_taken_for_done(ledger: SqlLedger) -> No
     index(ledger, "b", generation=2)
     assert ledger.reconcile(ANN, 3, held(ledger, a="1", b="1")) == (0, 0)
     assert [item(ledger, name).state for name in "ab"] == [PENDING, INDEXED]
+    # Once it was done again, it is an item like any other.
+    assert ledger.reconcile(ANN, 3, held(ledger, a="1")) == (0, 1)
+    assert ledger.reconcile(ANN, 4, held(ledger, a="1", b="1")) == (1, 0)
 
 
 # --- questions -------------------------------------------------------------------------------------------------------

@@ -505,6 +505,18 @@ def test_a_mail_flagged_while_its_folder_is_listed_is_not_missed(place: Path, bo
     assert {*found, *rest} == names
 
 
+def test_a_mail_read_while_its_folder_is_listed_is_not_missed(place: Path, box: mailbox.Maildir) -> None:
+    """It moves from `new` to `cur`, so `new` has to be looked at first."""
+    names = {f"{number}.mill" for number in range(1500)}
+    for name in names:
+        (place / "new" / name).touch()
+    pages = maildir(place).list("")
+    found = {item.key for item in next(pages)}
+    for name in names - found:
+        os.rename(place / "new" / name, place / "cur" / f"{name}:2,S")
+    assert {*found, *(item.key for page in pages for item in page)} == names
+
+
 def test_a_mail_removed_while_its_folder_is_listed_is_nothing(place: Path, box: mailbox.Maildir) -> None:
     """The listing is complete without it."""
     names = {f"{number}.mill" for number in range(1500)}
