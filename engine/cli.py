@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import CannotRunError, NightmillError, UsageError
 from engine.model import Counts, ItemState, Lane, UserId
+from engine.printing import printable, printable_lines
 from engine.reasons import CATALOGUE, Reason
 from engine.settings import SETTINGS, Settings, load_settings
-from engine.telemetry import choose_reporter, printable, set_up_logging
+from engine.telemetry import choose_reporter, set_up_logging
 
 if TYPE_CHECKING:
     from engine.ledger import SqlLedger
@@ -279,7 +280,7 @@ def _extract(settings: Settings, given: argparse.Namespace) -> int:
         for page in found.pages:
             how = page.method.value + (f", confidence {page.confidence:.0f}" if page.confidence is not None else "")
             print(f"\n--- page {page.number} ({how}) ---" if page.number else f"\n--- text ({how}) ---")
-            print(_printable_lines(page.text))
+            print(printable_lines(page.text))
     return 3 if isinstance(found, Failure) else 0
 
 
@@ -762,14 +763,6 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _printable_lines(text: str) -> str:
-    return "\n".join(_line(line) for line in text.splitlines())
-
-
-def _line(line: str) -> str:
-    return "".join(sign if sign.isprintable() or sign == "\t" else " " for sign in line)
 
 
 def _print_json(table: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:

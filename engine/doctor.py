@@ -25,9 +25,9 @@ import psutil
 
 from engine import desk, guards
 from engine.errors import NightmillError
+from engine.printing import printable
 from engine.settings import Settings
 from engine.sizes import format_size
-from engine.telemetry import printable
 
 _OLDEST_PYTHON: Final = (3, 11)
 #: RETURNING, which the index's statements use, came with 3.35 (sqlite.org/releaselog/3_35_0.html).

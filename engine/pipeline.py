@@ -304,7 +304,8 @@ class UserPipeline:
         item.chars = sum(len(page.text) for page in document.pages)
         wanting = {page.number for page in document.pages if page.needs_ocr}
         item.pages_left = wanting - set(self._writer.pages(item.content)) if self._plan.ocr and wanting else set()
-        item.partial = any(note.startswith("partial:") for note in document.notes)
+        unread = bool(wanting) and not self._plan.ocr
+        item.partial = unread or any(note.startswith("partial:") for note in document.notes)
 
     def _unit(self, stage: Stage, pieces: Sequence[Piece]) -> Unit:
         self._numbers += 1
@@ -604,11 +605,11 @@ class UserPipeline:
         pages = {number: Page.from_json(json.loads(body)) for number, body in recognised.items()}
         document = Document.from_json(json.loads(stored))
         lost = sorted(number for number, page in pages.items() if page.method is Method.NONE)
-        merged = tuple(pages.get(page.number, page) if page.needs_ocr else page for page in document.pages)
+        merged = tuple(_merged(page, pages.get(page.number)) for page in document.pages)
         notes = document.notes
         if lost:
             notes = (*notes, f"partial: the pages {', '.join(map(str, lost[:20]))} could not be read")
-            if len(lost) == len(document.pages):
+            if len(lost) == len(document.pages) and not any(page.text.strip() for page in merged):
                 self._settle(item, ItemState.FAILED, Failure(reason=Reason.OCR_FAILED, detail="no page could be read"))
                 return False
         whole = replace(document, pages=merged, notes=notes)
@@ -953,7 +954,8 @@ def _date_of(item: _Item) -> float | None:
     """Seconds since the epoch: what the content says, else when the item was last changed."""
     for name in ("date", "start"):
         try:
-            moment = datetime.fromisoformat(item.facts.get(name, ""))
+            # RFC 9557 puts the name of the time zone behind the offset, in brackets.
+            moment = datetime.fromisoformat(item.facts.get(name, "").partition("[")[0])
         except ValueError:
             continue
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
@@ -962,6 +964,15 @@ def _date_of(item: _Item) -> float | None:
 
 def _record(chunk: Chunk) -> records.Chunk:
     return records.Chunk(kind=chunk.kind.value, text=chunk.text, keywords=chunk.keywords, page=chunk.page)
+
+
+def _merged(page: Page, recognised: Page | None) -> Page:
+    """A page with what OCR found; where that failed, what was there before is better than nothing."""
+    if not page.needs_ocr:
+        return page
+    if recognised is None or recognised.method is Method.NONE:
+        return replace(page, needs_ocr=False)
+    return recognised
 
 
 def _prefix(unit: Unit, index: int) -> str:

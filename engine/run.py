@@ -413,9 +413,10 @@ class Coordinator:
     def _open_user(self, surveyed: Surveyed) -> _Open:
         user = surveyed.user.name
         stack = ExitStack()
-        writer = open_writer(surveyed.folder, lock_fd=surveyed.lock_fd)
-        stack.callback(writer.close)
+        # Closed last: until then nobody else writes this index.
+        stack.callback(os.close, surveyed.lock_fd)
         try:
+            writer = stack.enter_context(open_writer(surveyed.folder, lock_fd=surveyed.lock_fd))
             removed = set(surveyed.removed)
             if self._orders.full:
                 writer.forget_reads()

@@ -20,8 +20,8 @@ from typing import Any, Final
 from dotenv.parser import Binding, parse_stream
 
 from engine.errors import SettingsError
+from engine.printing import printable
 from engine.sizes import format_size, parse_size
-from engine.telemetry import printable
 
 #: In debug mode only so many items of a source are looked at, the latest ones.
 DEBUG_FILES: Final = 50

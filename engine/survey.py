@@ -21,6 +21,9 @@ from engine.sources.uri import open_source
 from indexes import lock, paths
 from indexes.records import ItemKey
 
+#: Removals are names only; all of them are taken up at once.
+_ALL = 10**9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orders:
@@ -131,7 +134,7 @@ def _survey(
         folder=folder,
         lock_fd=lock_fd,
         sources=sources,
-        removed=tuple((int(source), str(key)) for source, key in ledger.departed(record.name)),
+        removed=tuple((int(source), str(key)) for source, key in ledger.departed(record.name, limit=_ALL)),
         must_look=stamp != record.index_stamp or (has_index and (record.versions != versions or orders.full)),
         counts=ledger.counts(record.name),
         new=new,

@@ -20,6 +20,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO, TypeAlias, assert_never
 
 from engine.model import ItemState, Stage, UserId
+from engine.printing import printable
 from engine.reasons import Reason
 
 if TYPE_CHECKING:
@@ -279,12 +280,6 @@ def set_up_logging(level: str, stream: TextIO) -> None:
             logger.removeHandler(earlier)
         logger.addHandler(handler)
         logger.setLevel(level.upper())
-
-
-def printable(text: str, limit: int = 2000) -> str:
-    """One line of at most `limit` characters that is safe to store and to show on a terminal."""
-    whole = text[:limit].encode("utf-8", "replace").decode()
-    return "".join(sign if sign.isprintable() else " " for sign in whole).strip()
 
 
 # --- words ---

@@ -21,9 +21,10 @@ from typing import Any
 
 from engine.model import Failure
 from engine.ports import StageFailed, StageRunner
+from engine.printing import printable
 from engine.processes import die_with_parent
 from engine.reasons import Reason
-from engine.workers.messages import Begin, ItemDone, Progress, Ready, UnitDone, UnitOrder, printable, receive, send
+from engine.workers.messages import Begin, ItemDone, Progress, Ready, UnitDone, UnitOrder, receive, send
 
 #: Progress is said at most this often: the supervisor asks whether a worker lives, not how each page went.
 _PROGRESS_SECONDS = 0.5

@@ -20,6 +20,7 @@ from typing import Any
 
 from engine.errors import MalformedMessage
 from engine.model import Failure
+from engine.printing import printable
 from engine.reasons import Reason
 
 #: Bytes of one message. Results of any size are files; the largest honest message is a unit of some hundred items.
@@ -197,12 +198,6 @@ def _failure(value: object) -> Failure | None:
     except ValueError:
         raise MalformedMessage(f"{code[:100]!r} is no reason of the catalogue") from None
     return Failure(reason=reason, detail=printable(_text(value, "detail")))
-
-
-def printable(text: str, limit: int = 2000) -> str:
-    """One bounded line of text that is safe to store and to show on a terminal."""
-    whole = text.encode("utf-8", "replace").decode()
-    return "".join(sign if sign.isprintable() else " " for sign in whole[:limit]).strip()
 
 
 def _text(table: Mapping[str, Any], name: str) -> str:

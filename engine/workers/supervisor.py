@@ -29,6 +29,7 @@ from engine import processes
 from engine.errors import CannotRunError, MalformedMessage
 from engine.model import Failure, Stage
 from engine.ports import Clock
+from engine.printing import printable
 from engine.reasons import Reason
 from engine.workers.messages import (
     Begin,
@@ -39,7 +40,6 @@ from engine.workers.messages import (
     Stream,
     UnitDone,
     UnitOrder,
-    printable,
     send,
 )
 

@@ -168,7 +168,6 @@ _MARKS: Final[tuple[tuple[int, bytes, str], ...]] = (
     (0, b"\x89HDF\r\n\x1a\n", "application/x-hdf5"),
     (0, b"ISc(", "application/x-installshield"),
     (60, b"BOOKMOBI", "application/x-mobipocket-ebook"),
-    (0, b"\x00\x05\x16\x00", "application/applefile"),
     (0, b"\x00\x05\x16\x07", "application/applefile"),
 )
 #: Sizes of the known versions of the header that follows the 14 bytes of the file's own.
@@ -332,6 +331,10 @@ def _decodes(data: bytes, encoding: str) -> bool:
     return sum(sign.isprintable() or sign.isspace() for sign in text) > 0.95 * len(text)
 
 
+#: RFC 1740: a file of an old Mac in one piece.
+_APPLE_SINGLE: Final = b"\x00\x05\x16\x00"
+
+
 def _by_mark(head: bytes) -> str:
     for offset, mark, media_type in _MARKS:
         if head.startswith(mark, offset):
@@ -344,7 +347,10 @@ def _by_mark(head: bytes) -> str:
     at = head.find(b"%PDF-", 0, 1024)
     if at >= 0 and (at == 0 or not head[:at].isascii() or not head[:at].strip()):
         return PDF
-    return PDF if at > 0 and b" obj" in head[at:] and not _looks_like_mail(head) else ""
+    if at > 0 and b" obj" in head[at:] and not _looks_like_mail(head):
+        return PDF
+    # After the PDF: the fork of a file that an old Mac wrapped is what its reader opens.
+    return "application/applefile" if head.startswith(_APPLE_SINGLE) else ""
 
 
 def _as_text(head: bytes) -> bytes | None:

@@ -57,7 +57,7 @@ def test_a_killed_worker_costs_one_attempt_of_one_item(mill: Mill, home: Path, t
 def test_a_killed_coordinator_leaves_nothing_and_loses_nothing(
     mill: Mill, home: Path, tmp_path: Path, moment: str
 ) -> None:
-    """kill -9 of the coordinator: its workers end, and the next run repeats no finished unit and gives the same index."""
+    """kill -9 of the coordinator: its workers end; the next run repeats no finished unit and gives the same index."""
     mill.run("users", "add", "ann", f"folder:{home}")
     with killed_at_the_end(mill.start("init")) as run:
         if moment == "ocr":
