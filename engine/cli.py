@@ -27,7 +27,7 @@ from engine.errors import CannotRunError, NightmillError, UsageError
 from engine.model import Counts, ItemState, Lane, UserId
 from engine.printing import printable, printable_lines
 from engine.reasons import CATALOGUE, Reason
-from engine.settings import SETTINGS, Settings, load_settings
+from engine.settings import LEDGER_FILE, SETTINGS, Settings, load_settings
 from engine.telemetry import choose_reporter, set_up_logging
 
 if TYPE_CHECKING:
@@ -730,10 +730,12 @@ class _ledger:  # noqa: N801 - reads as the verb it is: `with _ledger(settings) 
         self._ledger: SqlLedger | None = None
 
     def __enter__(self) -> SqlLedger | None:
-        from engine.run import open_own_ledger
+        place = self._settings.data_dir / LEDGER_FILE
+        if self._make or place.exists():
+            from engine.clock import SystemClock
+            from engine.ledger import open_ledger
 
-        if self._make or (self._settings.data_dir / "ledger.db").exists():
-            self._ledger = open_own_ledger(self._settings)
+            self._ledger = open_ledger(place, SystemClock())
         return self._ledger
 
     def __exit__(self, *_: object) -> None:

@@ -50,7 +50,7 @@ from engine.parts import PartStore
 from engine.pipeline import Cost, Plan, Unit, UserPipeline, Work
 from engine.ports import Ask, Clock, Return
 from engine.reasons import Reason
-from engine.settings import DEBUG_FILES, Settings
+from engine.settings import DEBUG_FILES, LEDGER_FILE, Settings
 from engine.survey import Orders, Surveyed, try_survey
 from engine.telemetry import Notice, Progressed, Reporter, UserBegan, WorkerDied
 from engine.workers.supervisor import Bounds, Ended, Finished, Lost, Report, Supervisor, Worker
@@ -129,7 +129,7 @@ def make_plan(settings: Settings) -> Plan:
 
 def open_own_ledger(settings: Settings) -> SqlLedger:
     """The ledger of this data directory. Raises CannotRunError."""
-    return open_ledger(settings.data_dir / "ledger.db", SystemClock())
+    return open_ledger(settings.data_dir / LEDGER_FILE, SystemClock())
 
 
 def desk_for(settings: Settings) -> Desk:

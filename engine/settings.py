@@ -25,6 +25,8 @@ from engine.sizes import format_size, parse_size
 
 #: In debug mode only so many items of a source are looked at, the latest ones.
 DEBUG_FILES: Final = 50
+#: In the data directory.
+LEDGER_FILE: Final = "ledger.db"
 
 _PREFIX: Final = "NIGHTMILL_"
 #: Read by the tests, not by the engine.

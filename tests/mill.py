@@ -103,6 +103,8 @@ class Mill:
         found = []
         for process in psutil.process_iter():
             try:
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    continue
                 if str(self.data_dir) in process.environ().get("NIGHTMILL_DATA_DIR", ""):
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):

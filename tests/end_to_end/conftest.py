@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mill import Mill
+from tests.mill import Mill, wait_until
 
 
 @pytest.fixture
@@ -16,7 +16,4 @@ def mill(tmp_path: Path) -> Iterator[Mill]:
     made = Mill(tmp_path, NIGHTMILL_EMBEDDER="fast")
     yield made
     made.stop_scheduler()
-    left = [process for process in made.processes() if process.is_running() and process.status() != "zombie"]
-    for process in left:
-        process.kill()
-    assert not left, f"left running: {left}"
+    wait_until(lambda: not made.processes(), "the end of every process of this data directory", seconds=20.0)
