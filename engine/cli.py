@@ -42,6 +42,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; writes results to standard output and all else to standard error."""
     parser = make_parser()
     given = parser.parse_args(words)
+    # What we write is people's mail: for the account that runs us alone.
+    os.umask(0o077)
     try:
         settings = _settings(given)
         set_up_logging(settings.log_level, sys.stderr)
