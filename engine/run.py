@@ -269,7 +269,6 @@ class Coordinator:
         self._settings, self._run, self._lane, self._orders, self._until = settings, run, lane, orders, until
         self._ledger, self._desk, self._reporter, self._clock = ledger, desk, reporter, clock
         self._plan = make_plan(settings)
-        self._root = settings.data_dir / "indexes"
         self._supervisor = Supervisor(
             spool=spool / "workers",
             book=desk,
@@ -695,7 +694,7 @@ class Coordinator:
         return try_survey(
             user,
             ledger=ledger,
-            root=self._root,
+            data_dir=self._settings.data_dir,
             versions=self._plan.versions,
             extracts=self._plan.extracts,
             orders=self._orders,

@@ -70,16 +70,16 @@ class Surveyed:
 
 
 def try_survey(
-    user: UserId, *, ledger: Ledger, root: Path, versions: str, extracts: tuple[str, str], orders: Orders
+    user: UserId, *, ledger: Ledger, data_dir: Path, versions: str, extracts: tuple[str, str], orders: Orders
 ) -> Surveyed:
     """Lock, list, compare. Raises IndexBusy when another process writes this user; UsageError for no such user."""
     record = ledger.find_user(user)
     if record is None:
         raise UsageError(f"there is no user {user!r}; `nightmill users list` names them")
-    folder = paths.make_user_dir(root, user)
+    folder = paths.make_user_dir(data_dir / "indexes", user)
     lock_fd = lock.take(folder)
     try:
-        return _survey(record, folder, lock_fd, ledger, versions, extracts, orders)
+        return _survey(record, folder, lock_fd, ledger, data_dir, versions, extracts, orders)
     except BaseException:
         os.close(lock_fd)
         raise
@@ -90,6 +90,7 @@ def _survey(
     folder: Path,
     lock_fd: int,
     ledger: Ledger,
+    data_dir: Path,
     versions: str,
     extracts: tuple[str, str],
     orders: Orders,
@@ -99,7 +100,7 @@ def _survey(
     new = changed = held = 0
     for known in ledger.sources(record.name):
         try:
-            source = sources[known.id] = open_source(known.uri)
+            source = sources[known.id] = open_source(known.uri, own_folder=str(data_dir))
         except UsageError as error:
             _source_failed(ledger, known.id, SourceUnavailable(Reason.SOURCE_UNREADABLE, str(error)), troubles)
             continue

@@ -41,6 +41,11 @@ class FolderSource:
         self.uri = uri
         self._root = root
         self._rules = rules
+        #: Our own data as a path from the root; no path begins with a slash, so "/" is nowhere.
+        self._own = "/"
+        if rules.own_folder:
+            own = os.path.relpath(os.path.realpath(rules.own_folder), os.path.realpath(root))
+            self._own = "/" if own.startswith("..") else own
 
     def list(self, cursor: str) -> Iterator[Sequence[Listed]]:
         """Pages of files. A folder that cannot be listed is passed over and named in SourceUnavailable at the end."""
@@ -68,9 +73,11 @@ class FolderSource:
                 yield item
 
     def _enter(self, path: str, name: str) -> bool:
-        return not self._rules.excluded(path, name)
+        return path != self._own and not self._rules.excluded(path, name)
 
     def _listed(self, found: Found) -> Listed | None:
+        if found.path == self._own:
+            return None
         status = found.status
         skip: tuple[Reason, str] | None
         if stat.S_ISLNK(status.st_mode):

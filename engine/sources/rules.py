@@ -25,11 +25,13 @@ class Rules:
     since           seconds since the epoch, None for no bound; items last changed before are TOO_OLD
     exclude         shell patterns, compared with the path within the source and with the last part of it
     max_size_bytes  larger items are TOO_LARGE
+    own_folder      where we keep our own data (absolute): never read, not even listed; "" for nowhere
     """
 
     since: float | None = None
     exclude: tuple[str, ...] = ()
     max_size_bytes: int = DEFAULT_MAX_SIZE_BYTES
+    own_folder: str = ""
 
     @cached_property
     def _patterns(self) -> re.Pattern[str] | None:

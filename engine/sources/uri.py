@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import quote, unquote
@@ -57,10 +57,13 @@ class SourceUri:
         return f"{self.scheme}:{self.path}" + ("?" + "&".join(words) if words else "")
 
 
-def open_source(uri: str) -> Source:
-    """The source that `uri` names; nothing is opened until it is listed. Raises UsageError."""
+def open_source(uri: str, *, own_folder: str = "") -> Source:
+    """The source that `uri` names; nothing is opened until it is listed. Raises UsageError.
+
+    own_folder: our own data, which may lie within a source: indexing it would change it, without end.
+    """
     parsed = parse_uri(uri)
-    return _SCHEMES[parsed.scheme](str(parsed), parsed.path, parsed.rules)
+    return _SCHEMES[parsed.scheme](str(parsed), parsed.path, replace(parsed.rules, own_folder=own_folder))
 
 
 def parse_uri(uri: str) -> SourceUri:

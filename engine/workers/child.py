@@ -15,6 +15,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -82,17 +83,20 @@ def _do_unit(unit: UnitOrder, runner: StageRunner, home: _Home, pipe: Connection
         _reset_peak()
         began = time.process_time()
         result, failure = _do_item(runner, order, home)
-        send(
-            pipe,
-            ItemDone(
-                unit=unit.unit,
-                index=index,
-                result=result,
-                failure=failure,
-                cpu_seconds=time.process_time() - began,
-                peak_bytes=_peak_bytes(),
-            ),
+        done = ItemDone(
+            unit=unit.unit,
+            index=index,
+            result=result,
+            failure=failure,
+            cpu_seconds=time.process_time() - began,
+            peak_bytes=_peak_bytes(),
         )
+        try:
+            send(pipe, done)
+        except (TypeError, ValueError, RecursionError) as error:
+            # Nothing was sent: the stage's result is too large, or no JSON. That is its item's failure alone.
+            failure = Failure(reason=Reason.EXTRACTOR_ERROR, detail=printable(f"its result cannot be sent: {error}"))
+            send(pipe, replace(done, result={}, failure=failure))
     if with_limit:
         resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     send(pipe, UnitDone(unit=unit.unit))

@@ -57,6 +57,7 @@ def take_file(outbox: Path, name: str, target: Path, most: int) -> tuple[str, in
             while block := os.read(descriptor, _BLOCK_BYTES):
                 total += len(block)
                 if total > most:
+                    target.unlink()
                     raise MalformedMessage(f"{name} grew beyond {most} bytes while it was copied")
                 digest.update(block)
                 file.write(block)
@@ -68,7 +69,13 @@ def _opened(outbox: Path, name: object, most: int) -> Iterator[tuple[int, int]]:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise MalformedMessage(f"{name!r:.100} is not the name of a result")
     try:
-        descriptor = os.open(outbox / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        # The outbox as well: a worker may have put a link in its place.
+        folder = os.open(outbox, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(name, flags, dir_fd=folder)
+        finally:
+            os.close(folder)
     except OSError as error:
         raise MalformedMessage(f"result {name} cannot be opened: {error.strerror}") from error
     try:

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
@@ -55,6 +55,11 @@ GROWTH_BYTES = 300 * 1024**2
 STARTS_IN_A_ROW = 3
 #: What is kept of a worker's standard error: the end of it.
 STDERR_BYTES = 4096
+#: Blocks of 64 KiB taken in from one worker before the others have their turn: more than the pipe of an honest one
+#: holds, so that all it said before its end is heard, and no end of words holds us.
+BLOCKS_AT_ONCE = 8
+#: Between the end of a dying worker's pipe and its own lie well under a millisecond.
+ENDING_SECONDS = 0.2
 
 _OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
@@ -140,6 +145,7 @@ class Worker:
     orders: int = 0
     done: set[int] = field(default_factory=set)
     pending: UnitOrder | None = None
+    given: bool = False  # the unit's orders were sent, and have not all ended
     deadlines: Sequence[float] = ()
     cpu_before: float = 0.0
     base_bytes: int = 0
@@ -183,6 +189,8 @@ class Supervisor:
         self._numbers = 0
         self._selector = selectors.DefaultSelector()
         self._looked = 0.0
+        self._unsaid: list[Report] = []
+        self._left: list[Path] = []
         self._failed_starts: dict[Stage, int] = {}
         spool.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -257,7 +265,7 @@ class Supervisor:
         """The worker is spoken for: files are being copied into its inbox for this unit (numbers begin at 1)."""
         worker.unit, worker.orders = unit, orders
         worker.done = set()
-        worker.pending, worker.deadlines = None, ()
+        worker.pending, worker.given, worker.deadlines = None, False, ()
         worker.began = worker.heard = self._clock.monotonic()
 
     def assign(
@@ -274,16 +282,20 @@ class Supervisor:
     def release(self, worker: Worker) -> None:
         """The reserved unit has come to nothing, or its results have been taken: the worker is free."""
         worker.unit = worker.orders = 0
-        worker.pending = None
+        worker.pending, worker.given = None, False
         worker.began = self._clock.monotonic()
         if not worker.gone:
             _empty(worker.inbox)
             _empty(worker.outbox)
 
     def poll(self, timeout_seconds: float) -> list[Report]:
-        """Wait for news, at most so long, and hand them on. Raises CannotRunError when a stage cannot be started."""
-        reports: list[Report] = []
-        for key, _ in self._selector.select(max(0.0, timeout_seconds)):
+        """Wait for news, at most so long, and hand them on. Raises CannotRunError when a stage cannot be started.
+
+        The outbox of a worker that was lost stays until the next call: results that it had reported may lie there.
+        """
+        self._remove_left()
+        reports, self._unsaid = self._unsaid, []
+        for key, _ in self._selector.select(0.0 if reports else max(0.0, timeout_seconds)):
             match key.data:
                 case Worker() as worker:
                     if not worker.gone:
@@ -314,39 +326,42 @@ class Supervisor:
         for worker in list(self._workers):
             self._end(worker)
         self._selector.close()
+        self._left.clear()
         shutil.rmtree(self._spool, ignore_errors=True)
 
     # --- how ---
 
     def _say(self, worker: Worker, message: Message) -> None:
-        """Only to a worker that listens: orders are small, its socket's buffer is empty, so this does not wait."""
-        os.set_blocking(worker.pipe.fileno(), True)
-        try:
-            send(worker.pipe, message)
-        finally:
-            os.set_blocking(worker.pipe.fileno(), False)
+        """Does not wait: orders are small, and what was said before has been read. BlockingIOError: it has not."""
+        send(worker.pipe, message)
 
     def _give(self, worker: Worker) -> None:
-        order, worker.pending = worker.pending, None
+        order, worker.pending, worker.given = worker.pending, None, True
         assert order is not None
         worker.began = worker.heard = self._clock.monotonic()
         worker.cpu_before = _cpu_seconds(worker)
-        with suppress(OSError):
-            # A dead worker is noticed by its pidfd, or by the end of its pipe.
+        try:
             self._say(worker, order)
+        except BlockingIOError:
+            deaf = Failure(reason=Reason.PROTOCOL, detail="it did not read its orders")
+            self._lose(worker, deaf, self._unsaid)
+        except OSError:
+            pass  # A dead worker is noticed by its pidfd, or by the end of its pipe.
 
     def _hear(self, worker: Worker, reports: list[Report]) -> None:
         """Take in all that the worker has said; then see whether it has ended."""
         # Looked at first: what it said before its end is in the pipe already.
         ended = not worker.watched.alive
         try:
-            while True:
+            for _ in range(BLOCKS_AT_ONCE):
                 data = os.read(worker.pipe.fileno(), 1 << 16)
                 if not data:
                     ended = True
                     break
                 for message in worker.stream.feed(data):
                     self._take(worker, message, reports)
+                    if worker.gone:
+                        return
         except BlockingIOError:
             pass
         except OSError:
@@ -354,7 +369,7 @@ class Supervisor:
         except MalformedMessage as error:
             self._lose(worker, Failure(reason=Reason.PROTOCOL, detail=str(error)), reports)
             return
-        if ended and not worker.gone:
+        if ended:
             self._lose(worker, None, reports)
 
     def _take(self, worker: Worker, message: Message, reports: list[Report]) -> None:
@@ -363,13 +378,14 @@ class Supervisor:
         match message:
             case Ready() if not worker.ready:
                 worker.ready = True
+                worker.began = now
                 self._failed_starts.pop(worker.stage, None)
                 worker.base_bytes = _resident_bytes(worker)
                 if worker.pending is not None:
                     self._give(worker)
             case Progress() if worker.busy:
                 pass
-            case ItemDone() if worker.ready and message.unit == worker.unit and self._is_next(worker, message.index):
+            case ItemDone() if worker.given and message.unit == worker.unit and self._is_next(worker, message.index):
                 worker.done.add(message.index)
                 reports.append(
                     Ended(
@@ -386,13 +402,14 @@ class Supervisor:
                 )
                 worker.began = now
                 worker.cpu_before = _cpu_seconds(worker)
-            case UnitDone() if worker.ready and message.unit == worker.unit and len(worker.done) == worker.orders:
+            case UnitDone() if worker.given and message.unit == worker.unit and len(worker.done) == worker.orders:
+                worker.given = False
                 reports.append(Finished(worker=worker, unit=message.unit))
             case _:
                 raise MalformedMessage(f"{type(message).__name__} was not expected now")
 
     def _is_next(self, worker: Worker, index: int) -> bool:
-        return worker.pending is None and index == len(worker.done) and index < worker.orders
+        return index == len(worker.done) and index < worker.orders
 
     def _look_at_clocks(self, now: float, reports: list[Report]) -> None:
         for worker in list(self._workers):
@@ -404,7 +421,7 @@ class Supervisor:
                 if now - worker.began > START_SECONDS:
                     detail = f"not ready after {START_SECONDS:.0f} s"
                     self._lose(worker, Failure(reason=Reason.NO_PROGRESS, detail=detail), reports)
-            elif worker.busy and worker.pending is None and worker.deadlines:
+            elif worker.given and worker.deadlines:
                 failure = self._overrun(worker, now)
                 if failure is not None:
                     self._lose(worker, failure, reports)
@@ -427,7 +444,11 @@ class Supervisor:
 
     def _lose(self, worker: Worker, failure: Failure | None, reports: list[Report]) -> None:
         """The worker is gone, or goes now; say what became of its unit."""
+        if worker.gone:
+            return
         now = self._clock.monotonic()
+        if failure is None and not worker.watched.wait_end(ENDING_SECONDS):
+            failure = Failure(reason=Reason.PROTOCOL, detail="it closed its pipe and lived on")
         slate = _read_slate(worker)
         was_ready = worker.ready
         died = self._end(worker)
@@ -437,9 +458,8 @@ class Supervisor:
             self._note_failed_start(worker, failure)
         if not worker.unit:
             return
-        order_given = was_ready and worker.pending is None
         left = [index for index in range(worker.orders) if index not in worker.done]
-        blamed = _blame(worker, slate, left, failure) if order_given and left else None
+        blamed = _blame(worker, slate, left, failure) if worker.given and left else None
         reports.append(
             Lost(
                 worker=worker,
@@ -463,12 +483,14 @@ class Supervisor:
             )
 
     def _end(self, worker: Worker) -> int:
-        """Kill the worker's group and wait for it. Answers with what the process ended with by itself, or by us."""
+        """Kill the worker's group and wait for it. Answers with what the process ended with.
+
+        One that had ended before keeps the code that it ended with.
+        """
         if worker.gone:
             return worker.process.returncode
         worker.gone = True
         self._workers.remove(worker)
-        died = worker.process.poll()
         assert worker.process.stderr is not None
         self._keep_stderr(worker, worker.process.stderr.fileno(), closing=True)
         for descriptor in (worker.pipe.fileno(), worker.watched.fd):
@@ -481,8 +503,12 @@ class Supervisor:
         worker.process.wait()
         worker.watched.close()
         self._book.note_worker_gone(worker.process.pid)
-        shutil.rmtree(worker.home, ignore_errors=True)
-        return worker.process.returncode if died is None else died
+        self._left.append(worker.home)
+        return worker.process.returncode
+
+    def _remove_left(self) -> None:
+        while self._left:
+            shutil.rmtree(self._left.pop(), ignore_errors=True)
 
     def _keep_stderr(self, worker: Worker, descriptor: int, *, closing: bool = False) -> None:
         """Keep the last of what a worker writes to its standard error; a block each time, so that it cannot hold us."""
@@ -566,18 +592,16 @@ def _resident_bytes(worker: Worker) -> int:
 
 
 def _empty(folder: Path) -> None:
-    """Remove all that lies in a folder of a worker; links are removed, not followed."""
-    for entry in _entries(folder):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                os.unlink(entry.path)
-
-
-def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Remove all that lies in a folder of a worker; links are removed, not followed: the folder may be one by now."""
     try:
-        with os.scandir(folder) as entries:
-            yield from list(entries)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return
+    try:
+        for name in os.listdir(descriptor):
+            try:
+                os.unlink(name, dir_fd=descriptor)
+            except OSError:
+                shutil.rmtree(name, ignore_errors=True, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)

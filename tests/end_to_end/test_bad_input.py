@@ -164,3 +164,11 @@ def test_debug_mode_looks_at_few_and_removes_nothing(mill: Mill, tmp_path: Path)
     (home / "59.txt").unlink()
     assert mill.json("init", DEBUG_MODE="1")["work"]["removed"] == 0
     assert "59.txt" in mill.hits("ann", "plover number 59", "-k", "60", "--mode", "keyword")
+
+
+def test_its_own_data_is_never_indexed(mill: Mill) -> None:
+    """A source that holds the data directory lists everything but that, and a second run has nothing to do."""
+    (mill.place / "note.txt").write_text("About grebes.")
+    mill.run("users", "add", "ann", f"folder:{mill.place}")
+    assert mill.json("init")["counts"]["found"] == 1
+    assert set(mill.json("init")["work"].values()) == {0}
