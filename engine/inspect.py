@@ -16,11 +16,12 @@ from engine.desk import Desk
 from engine.document import MAX_PART_BYTES, Document, Page
 from engine.errors import MalformedMessage, UsageError
 from engine.model import Failure, Lane, Stage, TokenKind, UserId
+from engine.plan import make_plan
 from engine.policy import estimates
 from engine.policy.estimates import Estimate
 from engine.ports import Ask, FetchFailed, Return
 from engine.reasons import Reason
-from engine.run import desk_for, make_plan, spool_for
+from engine.run import desk_for, spool_for
 from engine.settings import Settings
 from engine.sources import beneath
 from engine.workers import results

@@ -37,6 +37,7 @@ from engine.model import (
     UserId,
 )
 from engine.parts import PartStore
+from engine.plan import Plan
 from engine.policy import estimates, units
 from engine.policy.estimates import Estimate
 from engine.policy.retries import after_failure, keeps_published
@@ -57,36 +58,6 @@ MOST_NESTED = 5
 PART_MARK = "//"
 #: A FAISS file of a million vectors of 384 numbers has 1.5 GB.
 _MOST_FAISS_BYTES = 64 << 30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How a run treats every item; made from the settings, the same for all users.
-
-    extracts  the stage versions of extraction that are up to date: without and with pages that want OCR
-    chunking  the same for chunks
-    model     the embedding model, "" for none; dim: its numbers
-    options   what each stage's workers are started with
-    """
-
-    extracts: tuple[str, str]
-    chunking: str
-    model: str
-    embedder: str
-    dim: int
-    ocr: bool
-    options: Mapping[Stage, Mapping[str, Any]]
-
-    @property
-    def versions(self) -> str:
-        """All of it in one word, for the ledger."""
-        return "|".join((*self.extracts, self.chunking, self.model))
-
-    def is_current(self, published: records.Published) -> bool:
-        """Nothing of the published item would come out otherwise today."""
-        return (
-            published.extract in self.extracts and published.chunking == self.chunking and published.model == self.model
-        )
 
 
 @dataclass(slots=True)

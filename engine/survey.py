@@ -1,4 +1,8 @@
-"""Look at one user: what has changed in the sources, and is there anything to do?
+"""Look at one user after the other: what has changed in the sources, and is there anything to do?
+
+    users --> try_survey: lock, list, compare --> Surveyed --> the coordinator's loop
+                 |
+                 +-- another process has the lock: come back later, again and again
 
 Rule: runs on its own thread with its own ledger, so that workers never wait for a listing. Takes the user's lock first
 and hands it on; reads no content and opens no index: what an index looks like from outside (its stamp) is enough to
@@ -8,9 +12,13 @@ know that nothing has happened to it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import queue
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from engine.errors import SourceUnavailable, UsageError
 from engine.model import Counts, Failure, ItemState, SourceId, UserId
@@ -18,9 +26,16 @@ from engine.policy.retries import PASSING
 from engine.ports import Ledger, Source, UserRecord
 from engine.reasons import Reason
 from engine.sources.uri import open_source
+from engine.telemetry import Notice
 from indexes import lock, paths
+from indexes.errors import IndexBusy
 from indexes.records import ItemKey
 
+#: Users whose work is under way at once. Enough that there is always somebody to take a free core, few enough that
+#: their indexes and queues stay small.
+MOST_USERS = 8
+#: How often a user that another process works on is tried again.
+RETRY_SECONDS = 0.25
 #: Removals are names only; all of them are taken up at once.
 _ALL = 10**9
 
@@ -158,3 +173,132 @@ def _make_pending(ledger: Ledger, record: UserRecord, versions: str, extracts: t
 def _source_failed(ledger: Ledger, source: SourceId, error: SourceUnavailable, troubles: list[str]) -> None:
     ledger.source_failed(source, Failure(reason=Reason(error.reason), detail=str(error)))
     troubles.append(str(error))
+
+
+class Client(Protocol):
+    """What the surveyor's thread needs of the coordinator. Each method may be called from that thread."""
+
+    def open_ledger(self) -> Ledger:
+        """A ledger of the caller's own."""
+        ...
+
+    def survey(self, user: UserId, ledger: Ledger) -> Surveyed:
+        """Lock and look at one user. Raises IndexBusy."""
+        ...
+
+    def nothing_to_do(self, surveyed: Surveyed, ledger: Ledger) -> Surveyed:
+        """Note in the ledger that the user is up to date, and let go of the lock."""
+        ...
+
+    def ask_for_promotion(self, user: UserId) -> None:
+        """Somebody else works on a user that we wait for."""
+        ...
+
+    def wake(self) -> None:
+        """There is news for the loop."""
+        ...
+
+
+class Surveyor:
+    """Looks at one user after the other, on a thread of its own, a few ahead of the loop.
+
+    Users that another process is writing come last, again and again, until they are free.
+    """
+
+    def __init__(self, client: Client, users: Sequence[UserId]) -> None:
+        self.total = len(users)
+        self._client = client
+        self._users = deque(users)
+        self._ready: queue.SimpleQueue[Surveyed | Notice | BaseException] = queue.SimpleQueue()
+        self._waited_for: set[UserId] = set()
+        self._room = threading.Semaphore(MOST_USERS)
+        self._stopped = threading.Event()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="surveyor", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Every user has been handed over."""
+        return self._ended.is_set() and self._ready.empty()
+
+    def next_ready(self) -> Surveyed | Notice | None:
+        """A user that was looked at, or something to say; None: nothing now. Raises what ended the thread."""
+        try:
+            found = self._ready.get_nowait()
+        except queue.Empty:
+            return None
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def release(self) -> None:
+        """One of the users handed over is finished."""
+        self._room.release()
+
+    def stop(self) -> None:
+        """Look at no more users; those that were handed over and not taken are let go of."""
+        self._stopped.set()
+        self._room.release()
+        self._thread.join()
+        while True:
+            try:
+                left = self._ready.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(left, Surveyed) and left.lock_fd >= 0:
+                os.close(left.lock_fd)
+
+    def _work(self) -> None:
+        try:
+            ledger = self._client.open_ledger()
+            try:
+                while self._users and not self._stopped.is_set():
+                    self._next(ledger)
+            finally:
+                ledger.close()
+        except BaseException as error:  # noqa: BLE001 - raised again by the loop, which can act on it
+            self._ready.put(error)
+        finally:
+            self._ended.set()
+            self._client.wake()
+
+    def _next(self, ledger: Ledger) -> None:
+        self._room.acquire()
+        if self._stopped.is_set():
+            return
+        busy = 0
+        while self._users and not self._stopped.is_set():
+            user = self._users.popleft()
+            try:
+                surveyed = self._client.survey(user, ledger)
+            except IndexBusy:
+                self._users.append(user)
+                self._client.ask_for_promotion(user)
+                busy += 1
+                if busy >= len(self._users):
+                    self._say_waiting()
+                    # All that are left are being written by others: look again in a while.
+                    self._stopped.wait(RETRY_SECONDS)
+                    busy = 0
+                continue
+            except UsageError:
+                self._ready.put(Notice(f"{user} was removed while the run went on"))
+                continue
+            busy = 0
+            self._ready.put(surveyed if surveyed.to_do else self._client.nothing_to_do(surveyed, ledger))
+            self._client.wake()
+            if surveyed.to_do:
+                return
+        self._room.release()
+
+    def _say_waiting(self) -> None:
+        news = [user for user in self._users if user not in self._waited_for]
+        self._waited_for.update(news)
+        if news:
+            names = ", ".join(news[:5]) + (f" and {len(news) - 5} more" if len(news) > 5 else "")
+            self._ready.put(Notice(f"another process is working on {names}; waiting for it"))
+            self._client.wake()

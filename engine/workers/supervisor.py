@@ -58,8 +58,8 @@ STDERR_BYTES = 4096
 #: Blocks of 64 KiB taken in from one worker before the others have their turn: more than the pipe of an honest one
 #: holds, so that all it said before its end is heard, and no end of words holds us.
 BLOCKS_AT_ONCE = 8
-#: Between the end of a dying worker's pipe and its own lie well under a millisecond.
-ENDING_SECONDS = 0.2
+#: Between the end of its pipe and its own, a Python that ends clears up its modules: a second where there is swapping.
+ENDING_SECONDS = 5.0
 
 _OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
@@ -149,6 +149,7 @@ class Worker:
     deadlines: Sequence[float] = ()
     cpu_before: float = 0.0
     base_bytes: int = 0
+    hung_up: float | None = None  # since when nothing more can come out of its pipe, though it lives
     gone: bool = False
 
     @property
@@ -207,7 +208,9 @@ class Supervisor:
 
     def find_idle(self, stage: Stage) -> Worker | None:
         """A worker of that stage without a unit; one that is still starting counts (it waits for the unit)."""
-        free = [worker for worker in self._workers if worker.stage is stage and not worker.busy]
+        free = [
+            worker for worker in self._workers if worker.stage is stage and not worker.busy and worker.hung_up is None
+        ]
         return min(free, key=lambda worker: (not worker.ready, worker.number), default=None)
 
     def start(self, stage: Stage, options: Mapping[str, Any]) -> Worker:
@@ -356,7 +359,7 @@ class Supervisor:
             for _ in range(BLOCKS_AT_ONCE):
                 data = os.read(worker.pipe.fileno(), 1 << 16)
                 if not data:
-                    ended = True
+                    self._note_hang_up(worker)
                     break
                 for message in worker.stream.feed(data):
                     self._take(worker, message, reports)
@@ -365,12 +368,18 @@ class Supervisor:
         except BlockingIOError:
             pass
         except OSError:
-            ended = True
+            self._note_hang_up(worker)
         except MalformedMessage as error:
             self._lose(worker, Failure(reason=Reason.PROTOCOL, detail=str(error)), reports)
             return
         if ended:
             self._lose(worker, None, reports)
+
+    def _note_hang_up(self, worker: Worker) -> None:
+        """What it ended by is known when it has ended: killed now, it would seem to have been killed from outside."""
+        if worker.hung_up is None:
+            worker.hung_up = self._clock.monotonic()
+            self._selector.unregister(worker.pipe.fileno())
 
     def _take(self, worker: Worker, message: Message, reports: list[Report]) -> None:
         now = self._clock.monotonic()
@@ -417,7 +426,11 @@ class Supervisor:
                 self._hear(worker, reports)
             if worker.gone:
                 continue
-            if not worker.ready:
+            if worker.hung_up is not None:
+                if now - worker.hung_up > ENDING_SECONDS:
+                    lie = Failure(reason=Reason.PROTOCOL, detail="it closed its pipe and lived on")
+                    self._lose(worker, lie, reports)
+            elif not worker.ready:
                 if now - worker.began > START_SECONDS:
                     detail = f"not ready after {START_SECONDS:.0f} s"
                     self._lose(worker, Failure(reason=Reason.NO_PROGRESS, detail=detail), reports)
@@ -447,8 +460,6 @@ class Supervisor:
         if worker.gone:
             return
         now = self._clock.monotonic()
-        if failure is None and not worker.watched.wait_end(ENDING_SECONDS):
-            failure = Failure(reason=Reason.PROTOCOL, detail="it closed its pipe and lived on")
         slate = _read_slate(worker)
         was_ready = worker.ready
         died = self._end(worker)
@@ -493,9 +504,10 @@ class Supervisor:
         self._workers.remove(worker)
         assert worker.process.stderr is not None
         self._keep_stderr(worker, worker.process.stderr.fileno(), closing=True)
-        for descriptor in (worker.pipe.fileno(), worker.watched.fd):
-            if descriptor >= 0:
-                self._selector.unregister(descriptor)
+        if worker.hung_up is None:
+            self._selector.unregister(worker.pipe.fileno())
+        if worker.watched.fd >= 0:
+            self._selector.unregister(worker.watched.fd)
         worker.pipe.close()
         # The leader is waited for only after its group is gone: until then its id cannot be used again.
         while not processes.kill_group(worker.process.pid, worker.watched.started):

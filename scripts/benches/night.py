@@ -22,8 +22,8 @@ from typing import Any
 from engine.clock import SystemClock
 from engine.ledger import open_ledger
 from engine.model import ItemState, RunId, UserId
+from engine.plan import make_plan
 from engine.ports import Ledger, Move
-from engine.run import make_plan
 from engine.settings import LEDGER_FILE, load_settings
 from engine.sources.uri import open_source
 from indexes import paths
