@@ -11,12 +11,13 @@ order that leaves nothing behind whoever kills us in between: workers first, the
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ FETCH_THREADS = 4
 DISK_SECONDS, PROGRESS_SECONDS = 5.0, 0.2
 #: A worker of any stage, at rest: what idle ones may take of a small server.
 _IDLE_WORKER_BYTES = 400 * 1024**2
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_CANNOT, EXIT_DEADLINE, EXIT_INTERRUPTED = 0, 3, 4, 5, 130
 
@@ -106,12 +109,13 @@ class _Open:
 
 @dataclass(slots=True, eq=False)
 class _Going:
-    """A unit that has its token."""
+    """A unit that has its token. `name`: the numbers of its worker and of its reservation there."""
 
     owner: _Open
     unit: Unit
     lease: LeaseId
     worker: Worker
+    name: tuple[int, int]
     began: float
     assigned: bool = False
     cpu_seconds: float = 0.0
@@ -157,6 +161,7 @@ class Coordinator:
         self._open: dict[UserId, _Open] = {}
         self._going: dict[tuple[int, int], _Going] = {}
         self._returns: list[Return] = []
+        self._withdrawn: list[str] = []
         self._work = Work()
         self._users_done = 0
         self._before: Counter[str] = Counter()
@@ -225,10 +230,11 @@ class Coordinator:
         # With nothing running the wait for a token has been at the desk already.
         self._hear(0.0 if waiting and not busy else TURN_SECONDS)
         for opened in list(self._open.values()):
-            opened.pipeline.flush()
-            opened.pipeline.publish_if_due()
-            if opened.pipeline.idle and not opened.running and not opened.asked:
-                self._finish_user(opened)
+            with self._on_behalf_of(opened):
+                opened.pipeline.flush()
+                opened.pipeline.publish_if_due()
+                if opened.pipeline.idle and not opened.running and not opened.asked:
+                    self._finish_user(opened)
         self._say_progress(self._surveyor.total)
         if self._draining is not None and not self._going:
             self._wind_up()
@@ -259,8 +265,7 @@ class Coordinator:
             try:
                 self._open[surveyed.user.name] = self._open_user(surveyed)
             except IndexFault as error:
-                self._troubles.append(f"{surveyed.user.name}: {error}")
-                self._reporter.say(Notice(f"{surveyed.user.name}: {error}"))
+                self._note_trouble(surveyed.user.name, str(error))
                 self._surveyor.release()
                 self._users_done += 1
 
@@ -271,8 +276,7 @@ class Coordinator:
         self._before["pending"] += counts.pending
         self._held += surveyed.held
         for trouble in surveyed.troubles:
-            self._troubles.append(f"{surveyed.user.name}: {trouble}")
-            self._reporter.say(Notice(f"{surveyed.user.name}: {trouble}"))
+            self._note_trouble(surveyed.user.name, trouble)
         if surveyed.held:
             self._reporter.say(
                 Notice(
@@ -280,6 +284,36 @@ class Coordinator:
                     "finds the same, or until `--accept-removals`"
                 )
             )
+
+    def _note_trouble(self, user: UserId, trouble: str) -> None:
+        self._troubles.append(f"{user}: {trouble}")
+        self._reporter.say(Notice(f"{user}: {trouble}"))
+
+    @contextmanager
+    def _on_behalf_of(self, opened: _Open) -> Iterator[None]:
+        """What goes wrong with one user's index ends the work on that user, and on nobody else."""
+        try:
+            yield
+        except IndexFault as error:
+            self._give_up(opened, str(error))
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            self._draining = self._draining or (EXIT_CANNOT, f"the disk is full: {error}; free space, then run again")
+            self._give_up(opened, str(error))
+
+    def _give_up(self, opened: _Open, trouble: str) -> None:
+        """Stop all that is done for a user. What was committed stays; the next run goes on from there."""
+        user = opened.surveyed.user.name
+        self._note_trouble(user, trouble)
+        for going in [going for going in self._going.values() if going.owner is opened]:
+            self._supervisor.kill(going.worker, Failure(reason=Reason.KILLED, detail="work on its user was given up"))
+            self._end(going)
+        self._withdrawn += opened.asked
+        opened.asked.clear()
+        if user in self._open:
+            self._close_user(opened)
+            self._users_done += 1
 
     def _open_user(self, surveyed: Surveyed) -> _Open:
         user = surveyed.user.name
@@ -345,7 +379,7 @@ class Coordinator:
     def _talk_to_desk(self) -> None:
         """Give back, ask, and begin what was granted: one round trip."""
         asks = list(self._new_asks()) if self._draining is None else []
-        withdraw: list[str] = []
+        withdraw, self._withdrawn = self._withdrawn, []
         if self._draining is not None:
             for opened in self._open.values():
                 withdraw += opened.asked
@@ -368,9 +402,11 @@ class Coordinator:
 
     def _new_asks(self) -> Iterator[Ask]:
         most = min(self._desk.limits.max_workers_per_user, self._desk.limits.cpu_limit + 1)
-        for opened in self._open.values():
+        for opened in list(self._open.values()):
             while len(opened.asked) + opened.running < most:
-                unit = opened.pipeline.next_unit()
+                unit = None
+                with self._on_behalf_of(opened):
+                    unit = opened.pipeline.next_unit()
                 if unit is None:
                     break
                 self._asks += 1
@@ -390,8 +426,9 @@ class Coordinator:
         worker = self._supervisor.find_idle(unit.stage) or self._start_worker(unit.stage)
         number = self._asks = self._asks + 1
         self._supervisor.reserve(worker, number, len(unit.pieces))
-        going = _Going(owner=owner, unit=unit, lease=lease, worker=worker, began=self._clock.monotonic())
-        self._going[worker.number, number] = going
+        name = worker.number, number
+        going = _Going(owner=owner, unit=unit, lease=lease, worker=worker, name=name, began=self._clock.monotonic())
+        self._going[name] = going
         owner.running += 1
         if not unit.needs_fetch:
             self._assign(going, [])
@@ -420,16 +457,17 @@ class Coordinator:
         if going.worker.gone:
             return  # Lost has been said, and the unit was put back.
         going.assigned = True
-        orders = going.owner.pipeline.orders(going.unit, going.worker.inbox, copies)
-        if not orders:
-            self._end(going)
-            return
-        self._supervisor.assign(
-            going.worker,
-            orders,
-            deadlines=[piece.estimate.deadline for piece in going.unit.orders],
-            limit_bytes=going.unit.limit_bytes,
-        )
+        with self._on_behalf_of(going.owner):
+            orders = going.owner.pipeline.orders(going.unit, going.worker.inbox, copies)
+            if not orders:
+                self._end(going)
+                return
+            self._supervisor.assign(
+                going.worker,
+                orders,
+                deadlines=[piece.estimate.deadline for piece in going.unit.orders],
+                limit_bytes=going.unit.limit_bytes,
+            )
 
     # --- news ---
 
@@ -447,8 +485,11 @@ class Coordinator:
 
     def _take(self, report: Report) -> None:
         going = self._going.get((report.worker.number, report.unit))
-        if going is None:
-            return
+        if going is not None:
+            with self._on_behalf_of(going.owner):
+                self._take_for(going, report)
+
+    def _take_for(self, going: _Going, report: Report) -> None:
         pipeline = going.owner.pipeline
         match report:
             case Ended():
@@ -479,21 +520,13 @@ class Coordinator:
             WorkerDied(stage=unit.stage, detail=report.failure.detail, path=item.record.path if item else "")
         )
         cost = Cost(began=report.began, seconds=report.seconds)
-        blamed = report.blamed
-        if report.failure.reason is Reason.PROTOCOL and blamed is not None and blamed not in report.untouched:
-            # The order whose result was a lie has been taken in already; the next one had not begun.
-            blamed = None if self._has_ended(report) else blamed
-        untouched = report.untouched if blamed == report.blamed else (report.blamed or 0, *report.untouched)
-        going.owner.pipeline.lost(unit, blamed, report.failure, untouched, cost)
+        going.owner.pipeline.lost(unit, report.blamed, report.failure, report.untouched, cost)
         self._end(going)
-
-    def _has_ended(self, report: Lost) -> bool:
-        return bool(report.worker.done) and report.blamed == len(report.worker.done)
 
     def _end(self, going: _Going) -> None:
         """The unit is over: its worker is free, its token goes back with the next word to the desk."""
         self._supervisor.release(going.worker)
-        del self._going[going.worker.number, next(n for w, n in self._going if self._going[w, n] is going)]
+        del self._going[going.name]
         going.owner.running -= 1
         seconds = self._clock.monotonic() - going.began if going.assigned else 0.0
         self._returns.append(Return(lease_id=going.lease, cost_seconds=going.cpu_seconds or seconds))
@@ -507,9 +540,10 @@ class Coordinator:
                     going.owner.pipeline.put_back(going.unit)
                     self._end(going)
         for opened in list(self._open.values()):
-            opened.pipeline.flush()
-            opened.pipeline.publish_if_due(last=True)
-            self._close_user(opened)
+            with self._on_behalf_of(opened):
+                opened.pipeline.flush()
+                opened.pipeline.publish_if_due(last=True)
+                self._close_user(opened)
         if self._returns:
             returns, self._returns = self._returns, []
             self._desk.exchange(returns=returns)

@@ -319,9 +319,9 @@ class Supervisor:
         self._end(worker)
 
     def kill(self, worker: Worker, failure: Failure) -> list[Report]:
-        """Stop a worker for a reason of ours; its unit comes back as Lost."""
+        """Stop a worker for a reason of ours; its unit comes back as Lost, with none of its orders to blame."""
         reports: list[Report] = []
-        self._lose(worker, failure, reports)
+        self._lose(worker, failure, reports, may_blame=False)
         return reports
 
     def close(self) -> None:
@@ -455,7 +455,7 @@ class Supervisor:
             return Failure(reason=Reason.NO_PROGRESS, detail=f"no word for {now - worker.heard:.0f} s")
         return None
 
-    def _lose(self, worker: Worker, failure: Failure | None, reports: list[Report]) -> None:
+    def _lose(self, worker: Worker, failure: Failure | None, reports: list[Report], *, may_blame: bool = True) -> None:
         """The worker is gone, or goes now; say what became of its unit."""
         if worker.gone:
             return
@@ -470,7 +470,7 @@ class Supervisor:
         if not worker.unit:
             return
         left = [index for index in range(worker.orders) if index not in worker.done]
-        blamed = _blame(worker, slate, left, failure) if worker.given and left else None
+        blamed = _blame(worker, slate, left, failure) if may_blame and worker.given and left else None
         reports.append(
             Lost(
                 worker=worker,

@@ -39,7 +39,8 @@ def test_a_worker_loads_what_its_life_needs_and_no_more() -> None:
     """A module of the engine that appears here is loaded by every worker: let it be meant."""
     _, own = loaded_by("engine.workers.child")
     assert own <= {
-        *("engine.errors", "engine.model", "engine.ports", "engine.processes", "engine.reasons", "engine.workers"),
+        *("engine.errors", "engine.model", "engine.ports", "engine.printing", "engine.processes", "engine.reasons"),
+        "engine.workers",
         *("engine.workers.child", "engine.workers.messages"),
     }
 

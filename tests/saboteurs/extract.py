@@ -1,0 +1,245 @@
+"""A stage that behaves as each order says: `order["do"]` names one of the functions below."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from engine.ports import Place, StageFailed
+from engine.processes import start_time
+from engine.reasons import Reason
+
+Result = Mapping[str, Any]
+_kept: list[bytearray] = []
+
+
+def open_stage(options: Mapping[str, Any]) -> Saboteur:
+    """No options."""
+    return Saboteur()
+
+
+class Saboteur:
+    """Does as it is told."""
+
+    def run(self, order: Mapping[str, Any], place: Place) -> Result:
+        """Order: {"do": name of the deed, ...}."""
+        return DEEDS[order["do"]](order, place)
+
+
+# --- honest deeds ---
+
+
+def write(order: Mapping[str, Any], place: Place) -> Result:
+    """Writes `text` into the outbox."""
+    (place.outbox / order["name"]).write_text(order["text"])
+    return {"file": order["name"]}
+
+
+def copy(order: Mapping[str, Any], place: Place) -> Result:
+    """Copies a file of the inbox into the outbox."""
+    (place.outbox / order["name"]).write_bytes((place.inbox / order["name"]).read_bytes())
+    return {"file": order["name"]}
+
+
+def measure(order: Mapping[str, Any], place: Place) -> Result:
+    """Says how large its own order is."""
+    return {"chars": len(order["text"])}
+
+
+def work(order: Mapping[str, Any], place: Place) -> Result:
+    """Uses so many CPU seconds."""
+    until = time.process_time() + order["seconds"]
+    while time.process_time() < until:
+        pass
+    return {}
+
+
+# --- failures that a stage states or raises ---
+
+
+def fail(order: Mapping[str, Any], place: Place) -> NoReturn:
+    """A failure that the stage understands."""
+    raise StageFailed(Reason.DAMAGED, "page 3 is\x1b[31m torn")
+
+
+def error(order: Mapping[str, Any], place: Place) -> NoReturn:
+    """A failure that it does not."""
+    raise KeyError("half a \ud800 character")
+
+
+def allocate(order: Mapping[str, Any], place: Place) -> Result:
+    """Asks for so much memory, and gives it back."""
+    return {"bytes": len(bytearray(order["bytes"]))}
+
+
+def keep(order: Mapping[str, Any], place: Place) -> Result:
+    """Leaks so much memory, all of it in use."""
+    _kept.append(bytearray(b"x" * order["bytes"]))
+    return {}
+
+
+def endless_list(order: Mapping[str, Any], place: Place) -> Result:
+    """A result so deep that it cannot be sent."""
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    return {"deep": deep}
+
+
+# --- ends ---
+
+
+def read_null(order: Mapping[str, Any], place: Place) -> Result:
+    """A segmentation fault in native code."""
+    ctypes.string_at(0)
+    return {}
+
+
+def signal_itself(order: Mapping[str, Any], place: Place) -> Result:
+    """Ends by a signal."""
+    os.kill(os.getpid(), order["signal"])
+    return {}
+
+
+def abort(order: Mapping[str, Any], place: Place) -> NoReturn:
+    """As an assertion of a C library does."""
+    os.abort()
+
+
+def exit_now(order: Mapping[str, Any], place: Place) -> NoReturn:
+    """Ends without a word, or with last words."""
+    os.write(2, order.get("words", "").encode())
+    os._exit(order["code"])
+
+
+def exit_politely(order: Mapping[str, Any], place: Place) -> NoReturn:
+    """As a library that believes it is a program."""
+    sys.exit(order["code"])
+
+
+def smear_slate(order: Mapping[str, Any], place: Place) -> NoReturn:
+    """Ends after it has written something else on its slate, or put a pipe in its place."""
+    slate = place.inbox.parent / "slate"
+    if order["text"] == "fifo":
+        slate.unlink()
+        os.mkfifo(slate)
+    else:
+        slate.write_text(order["text"])
+    os._exit(1)
+
+
+# --- standing still ---
+
+
+def _began(place: Place, told: str = "now") -> None:
+    """Tells the test, at once and whole, that the deed has begun."""
+    (place.outbox / "began.new").write_text(told)
+    (place.outbox / "began.new").rename(place.outbox / "began")
+
+
+def sleep(order: Mapping[str, Any], place: Place) -> NoReturn:
+    """For ever."""
+    _began(place)
+    while True:
+        signal.pause()
+
+
+def spin(order: Mapping[str, Any], place: Place) -> NoReturn:
+    """An endless loop."""
+    while True:
+        pass
+
+
+def hold(order: Mapping[str, Any], place: Place) -> Result:
+    """A loop in native code that lets no other thread and no signal handler run."""
+    return {"sum": sum(range(10**15))}
+
+
+def chatter(order: Mapping[str, Any], place: Place) -> NoReturn:
+    """For ever, and says all the time that it gets on."""
+    while True:
+        place.progress(1, 2)
+        time.sleep(0.05)
+
+
+def shout(order: Mapping[str, Any], place: Place) -> Result:
+    """Writes so much to its standard error."""
+    line = b"x" * (1 << 20)
+    for _ in range(order["mib"]):
+        rest = memoryview(line)
+        while rest:
+            rest = rest[os.write(2, rest) :]
+    return {}
+
+
+# --- helpers left behind ---
+
+
+def have_child(order: Mapping[str, Any], place: Place) -> Result:
+    """Starts a process; then ends as `then` says."""
+    child = subprocess.Popen(["sleep", "600"])
+    return _with_helper(child.pid, order, place)
+
+
+def have_orphan(order: Mapping[str, Any], place: Place) -> Result:
+    """Starts a process whose own parent is gone."""
+    found = subprocess.run(["sh", "-c", "sleep 600 >&- & echo $!"], stdout=subprocess.PIPE, check=True)
+    return _with_helper(int(found.stdout), order, place)
+
+
+def _with_helper(pid: int, order: Mapping[str, Any], place: Place) -> Result:
+    result = {"helper": pid, "started": start_time(pid)}
+    match order["then"]:
+        case "sleep":
+            _began(place, json.dumps(result))
+            signal.pause()
+        case "crash":
+            _began(place, json.dumps(result))
+            os._exit(1)
+    return result
+
+
+def swap_outbox(order: Mapping[str, Any], place: Place) -> Result:
+    """Puts a link to somewhere else in the place of the outbox."""
+    place.outbox.rmdir()
+    place.outbox.symlink_to(Path(order["target"]))
+    return {"file": order["name"]}
+
+
+DEEDS: dict[str, Callable[[Mapping[str, Any], Place], Result]] = {
+    "write": write,
+    "copy": copy,
+    "measure": measure,
+    "work": work,
+    "fail": fail,
+    "raise": error,
+    "allocate": allocate,
+    "keep": keep,
+    "return bytes": lambda order, place: {"bytes": b"no JSON"},
+    "return NaN": lambda order, place: {"number": float("nan")},
+    "return half a character": lambda order, place: {"name": "a\ud800b"},
+    "return too much": lambda order, place: {"text": "x" * (2 << 20)},
+    "return something deep": endless_list,
+    "read null": read_null,
+    "signal": signal_itself,
+    "abort": abort,
+    "exit now": exit_now,
+    "exit politely": exit_politely,
+    "smear slate": smear_slate,
+    "sleep": sleep,
+    "spin": spin,
+    "hold": hold,
+    "chatter": chatter,
+    "shout": shout,
+    "child": have_child,
+    "orphan": have_orphan,
+    "swap outbox": swap_outbox,
+}
