@@ -431,7 +431,8 @@ class Coordinator:
         self._going[name] = going
         owner.running += 1
         if not unit.needs_fetch:
-            self._assign(going, [])
+            with self._on_behalf_of(owner):
+                self._assign(going, [])
             return
 
         def copy() -> None:
@@ -454,20 +455,17 @@ class Coordinator:
         return self._supervisor.start(stage, self._plan.options[stage])
 
     def _assign(self, going: _Going, copies: Sequence[Fetched | Failure]) -> None:
-        if going.worker.gone:
-            return  # Lost has been said, and the unit was put back.
         going.assigned = True
-        with self._on_behalf_of(going.owner):
-            orders = going.owner.pipeline.orders(going.unit, going.worker.inbox, copies)
-            if not orders:
-                self._end(going)
-                return
-            self._supervisor.assign(
-                going.worker,
-                orders,
-                deadlines=[piece.estimate.deadline for piece in going.unit.orders],
-                limit_bytes=going.unit.limit_bytes,
-            )
+        orders = going.owner.pipeline.orders(going.unit, going.worker.inbox, copies)
+        if not orders:
+            self._end(going)
+            return
+        self._supervisor.assign(
+            going.worker,
+            orders,
+            deadlines=[piece.estimate.deadline for piece in going.unit.orders],
+            limit_bytes=going.unit.limit_bytes,
+        )
 
     # --- news ---
 
@@ -479,9 +477,12 @@ class Coordinator:
                 going, copies = self._copied.get_nowait()
             except queue.Empty:
                 return
-            if isinstance(copies, BaseException):
-                raise copies
-            self._assign(going, copies)
+            if going.worker.gone:
+                continue  # Lost has been said, and the unit was put back.
+            with self._on_behalf_of(going.owner):
+                if isinstance(copies, BaseException):
+                    raise copies
+                self._assign(going, copies)
 
     def _take(self, report: Report) -> None:
         going = self._going.get((report.worker.number, report.unit))

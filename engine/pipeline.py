@@ -56,6 +56,8 @@ PUBLISH_ITEMS, PUBLISH_SECONDS = 200, 5.0
 MOST_NESTED = 5
 #: Separates the key of a mail from the number of its part. No path holds two slashes in a row.
 PART_MARK = "//"
+#: A name is only a hint to the worker, and a message has to hold those of a whole unit.
+_HINT_CHARS = 1000
 #: A FAISS file of a million vectors of 384 numbers has 1.5 GB.
 _MOST_FAISS_BYTES = 64 << 30
 
@@ -411,7 +413,7 @@ class UserPipeline:
             unit.orders.append(piece)
             yield {
                 "file": _file_name(unit, index),
-                "name": item.record.path,
+                "name": item.record.path[-_HINT_CHARS:],
                 "kind": item.record.kind.value,
                 "prefix": _prefix(unit, index),
             }

@@ -33,7 +33,8 @@ BY_FAILURES: dict[str, Callable[[int, int], Estimate]] = {
 sizes = st.integers(0, 1 << 34)
 
 
-@given(st.sampled_from(sorted(BY_SIZE)), sizes, sizes)
+@pytest.mark.parametrize("kind", sorted(BY_SIZE))
+@given(one=sizes, other=sizes)
 def test_more_is_never_expected_to_take_less(kind: str, one: int, other: int) -> None:
     """Seconds, memory, limit and deadline all grow with the size, or stay."""
     small, large = map(BY_SIZE[kind], sorted((one, other)))
@@ -43,7 +44,8 @@ def test_more_is_never_expected_to_take_less(kind: str, one: int, other: int) ->
     assert small.deadline <= large.deadline
 
 
-@given(st.sampled_from(sorted(BY_SIZE)), sizes)
+@pytest.mark.parametrize("kind", sorted(BY_SIZE))
+@given(size=sizes)
 def test_an_estimate_protects(kind: str, size: int) -> None:
     """A minute of CPU at least, and twenty times what was predicted; a limit above the reservation; whole bytes."""
     estimate = BY_SIZE[kind](size)
@@ -56,7 +58,8 @@ def test_an_estimate_protects(kind: str, size: int) -> None:
     assert estimate.limit_bytes == 0 or estimate.limit_bytes >= max(768 * MIB, 2 * own)
 
 
-@given(st.sampled_from(sorted(BY_FAILURES)), sizes, st.integers(0, 3))
+@pytest.mark.parametrize("kind", sorted(BY_FAILURES))
+@given(size=sizes, failures=st.integers(0, 3))
 def test_each_failure_doubles_what_an_item_may_use(kind: str, size: int, failures: int) -> None:
     """Its own memory, beyond an idle worker's, and its limit; what it is expected to take stays the same."""
     base = BY_FAILURES[kind](0, 0).memory_bytes if kind != "ocr" else 160 * MIB
@@ -66,7 +69,8 @@ def test_each_failure_doubles_what_an_item_may_use(kind: str, size: int, failure
     assert (after.seconds, after.deadline) == (before.seconds, before.deadline)
 
 
-@given(st.sampled_from(sorted(BY_FAILURES)), sizes, st.integers(4, 10_000))
+@pytest.mark.parametrize("kind", sorted(BY_FAILURES))
+@given(size=sizes, failures=st.integers(4, 10_000))
 def test_doubling_ends(kind: str, size: int, failures: int) -> None:
     """After four failures it stays, or one item would ask for more than any machine has."""
     assert BY_FAILURES[kind](size, failures) == BY_FAILURES[kind](size, 4)

@@ -429,8 +429,8 @@ def test_each_item_has_its_own_seconds(opened: Opener) -> None:
     """What items before it have used is not counted against an item."""
     one = opened()
     worker = start_ready(one)
-    give(one, worker, *[{"do": "work", "seconds": 0.5}] * 4, deadline=1.5)
-    assert failures(poll_to_the_end(one, worker)) == [None] * 4
+    give(one, worker, *[{"do": "work", "seconds": 0.4}] * 6, deadline=1.0)
+    assert failures(poll_to_the_end(one, worker)) == [None] * 6
 
 
 def test_standing_still_is_noticed(opened: Opener) -> None:
