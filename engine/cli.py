@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import errno
+import io
 import json
 import os
 import sys
@@ -27,7 +29,7 @@ from engine.errors import CannotRunError, NightmillError, UsageError
 from engine.model import Counts, ItemState, Lane, UserId
 from engine.printing import printable, printable_lines
 from engine.reasons import CATALOGUE, Reason
-from engine.settings import LEDGER_FILE, SETTINGS, Settings, load_settings
+from engine.settings import INDEXES_FOLDER, LEDGER_FILE, SETTINGS, Settings, load_settings
 from engine.telemetry import choose_reporter, set_up_logging
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; writes results to standard output and all else to standard error."""
     parser = make_parser()
     given = parser.parse_args(words)
+    _mend_streams()
     # What we write is people's mail: for the account that runs us alone.
     os.umask(0o077)
     try:
@@ -59,18 +62,30 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read our output has gone (`| head`): no reason to complain, and nowhere to do so.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return int(getattr(given, "exit_code", 0))
     except Exception as error:  # noqa: BLE001 - the last one: a person gets a sentence, the log the rest
         return _unexpected(error)
 
 
+def _mend_streams() -> None:
+    """Output that is closed goes nowhere, and a name that the terminal cannot write is written with escapes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _unexpected(error: Exception) -> int:
-    from indexes.errors import IndexBusy, IndexFault
+    from indexes.errors import IndexFault
 
     if isinstance(error, IndexFault):
         print(f"nightmill: {error}", file=sys.stderr)
         return CannotRunError.exit_code
-    assert not isinstance(error, IndexBusy)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        print(f"nightmill: no room: {error}; free space, then run again", file=sys.stderr)
+        return CannotRunError.exit_code
     traceback.print_exc()
     print(f"nightmill: internal error: {type(error).__name__}: {error}; please report it", file=sys.stderr)
     return 1
@@ -86,16 +101,20 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nightmill {version('nightmill')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    common = _common()
+    common, plain = _common(with_json=True), _common(with_json=False)
 
     def command(
-        group: Any, name: str, call: Callable[[Settings, argparse.Namespace], int], help_: str
+        group: Any,
+        name: str,
+        call: Callable[[Settings, argparse.Namespace], int],
+        help_: str,
+        parent: argparse.ArgumentParser = common,
     ) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = group.add_parser(name, help=help_, description=help_, parents=[common])
+        made: argparse.ArgumentParser = group.add_parser(name, help=help_, description=help_, parents=[parent])
         made.set_defaults(call=call)
         return made
 
-    demo = command(commands, "demo", _demo, "a small world of users, indexed and searched, in a temporary place")
+    demo = command(commands, "demo", _demo, "a small world of users, indexed and searched, in a temporary place", plain)
     _path(demo.add_argument("--place", type=Path, help="build the world here and keep it (default: a temporary place)"))
     demo.add_argument("--keep", action="store_true", help="do not remove the temporary place at the end")
 
@@ -108,19 +127,21 @@ def make_parser() -> argparse.ArgumentParser:
     command(of_users, "list", _users_list, "all users and their sources")
     import_ = command(of_users, "import", _users_import, "register users from lines of NAME,SOURCE[,WEIGHT]")
     _path(import_.add_argument("file", type=Path))
-    remove = command(of_users, "remove", _users_remove, "end the service for a user; nothing of it stays searchable")
+    remove = command(of_users, "remove", _users_remove, "end the service for a user, or for some of the sources")
     remove.add_argument("name")
+    remove.add_argument("source", nargs="*", help="only these sources, as `users list` shows them")
     erase = command(of_users, "erase", _users_erase, "destroy every byte of a user's index, and prove it")
     erase.add_argument("name")
 
     init = command(commands, "init", _init, "bring all users up to date: everything that changed")
     init.add_argument("user", nargs="*", help="only these users")
+    init.add_argument("--dry-run", action="store_true", help="say what a run would find, and do nothing")
     init.add_argument("--until", metavar="HH:MM", help="begin nothing new after this time of day")
     _run_words(init)
 
     reindex = command(commands, "reindex", _reindex, "bring one user up to date now, before all bulk work")
     reindex.add_argument("user")
-    reindex.add_argument("--full", action="store_true", help="read and embed everything again")
+    reindex.add_argument("--full", action="store_true", help="extract everything again, OCR included")
     _run_words(reindex)
 
     search = command(commands, "search", _search, "ask one user's index")
@@ -143,7 +164,12 @@ def make_parser() -> argparse.ArgumentParser:
         "failures", help="what was not indexed, and why", description="What was not indexed."
     )
     of_failures = failures.add_subparsers(dest="failures_command", metavar="COMMAND", required=True)
-    listed = command(of_failures, "list", _failures_list, "items and sources that failed or were skipped")
+    listed = command(
+        of_failures,
+        "list",
+        _failures_list,
+        "what failed; with --skipped also what was left out by rule",
+    )
     listed.add_argument("--user")
     listed.add_argument("--reason", choices=[reason.value for reason in Reason], metavar="REASON")
     listed.add_argument("--since", type=_day, metavar="YYYY-MM-DD")
@@ -157,21 +183,22 @@ def make_parser() -> argparse.ArgumentParser:
 
     scheduler = commands.add_parser("scheduler", help="the process that gives out tokens", description="The scheduler.")
     of_scheduler = scheduler.add_subparsers(dest="scheduler_command", metavar="COMMAND", required=True)
-    command(of_scheduler, "run", _scheduler_run, "be the scheduler, in the foreground")
+    command(of_scheduler, "run", _scheduler_run, "be the scheduler, in the foreground", plain)
     command(of_scheduler, "status", _scheduler_status, "who holds how many tokens")
     command(of_scheduler, "stop", _scheduler_stop, "end it; coordinators that work start another")
 
     command(commands, "settings", _show_settings, "every setting, its value and where it comes from")
     command(commands, "doctor", _doctor, "what this machine offers, and what is missing")
-    completion = command(commands, "completion", _completion, "the completion script of a shell")
+    completion = command(commands, "completion", _completion, "the completion script of a shell", plain)
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return parser
 
 
-def _common() -> argparse.ArgumentParser:
-    """What every command takes: --json, --quiet, and a flag for each setting."""
+def _common(*, with_json: bool) -> argparse.ArgumentParser:
+    """What every command takes: --quiet, a flag for each setting, and --json where there is something to report."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    if with_json:
+        common.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     common.add_argument("-q", "--quiet", action="store_true", help="no progress")
     group = common.add_argument_group("settings", "each overrides its key in the environment and in .env")
     for setting in SETTINGS:
@@ -213,7 +240,30 @@ def _init(settings: Settings, given: argparse.Namespace) -> int:
 
     until = seconds_until(given.until, time.time()) if given.until else None
     users = [UserId(name) for name in dict.fromkeys(given.user)] or None
+    if given.dry_run:
+        return _dry_run(settings, given, users)
     return _run(settings, given, users, kind="init", lane=Lane.BULK, until=until)
+
+
+def _dry_run(settings: Settings, given: argparse.Namespace, users: Sequence[UserId] | None) -> int:
+    from engine.survey import Orders, preview
+
+    orders = Orders(accept_removals=given.accept_removals, remove_nothing=settings.debug_mode)
+    previews = []
+    with _ledger(settings) as ledger:
+        for user in users or ():
+            _require_user(ledger, user)
+        if ledger is not None:
+            names = users if users is not None else [record.name for record in ledger.users()]
+            previews = [preview(name, ledger=ledger, data_dir=settings.data_dir, orders=orders) for name in names]
+    if given.json:
+        _print_json({"users": [asdict(found) for found in previews]})
+    for found in [] if given.json else previews:
+        held = f", {found.held:,} vanished at once and held" if found.held else ""
+        print(f"{found.user}: {found.new:,} new, {found.changed:,} changed, {found.gone:,} gone{held}")
+        for trouble in found.troubles:
+            print(f"  {printable(trouble)}")
+    return 3 if any(found.troubles for found in previews) else 0
 
 
 def _reindex(settings: Settings, given: argparse.Namespace) -> int:
@@ -238,13 +288,16 @@ def _run(
         report = run(settings, users, kind=kind, lane=lane, orders=orders, reporter=reporter, until=until)
     finally:
         reporter.close()
+    # Whoever reads our output may go before the end of it; what the run came to is told in any case.
+    given.exit_code = report.exit_code
     if given.json:
         _print_json(report.to_json())
         return report.exit_code
     counts, work = report.counts, report.work
-    print(f"{report.users:,} users in {_duration(report.seconds)}: {_counts_line(counts)}")
+    print(f"{_number(report.users, 'user')} in {_duration(report.seconds)}: {_counts_line(counts)}")
     print(
-        f"done now: {work.extracted:,} extracted, {work.ocr_pages:,} pages by OCR, {work.embedded:,} texts embedded, "
+        f"done now: {work.extracted:,} extracted, {_number(work.ocr_pages, 'page')} by OCR, "
+        f"{_number(work.embedded, 'text')} embedded, "
         f"{work.published:,} published, {work.removed:,} removed"
     )
     if counts.failed or counts.attachments_failed or report.troubles:
@@ -296,11 +349,10 @@ def _search(settings: Settings, given: argparse.Namespace) -> int:
     if given.k < 1:
         raise UsageError(f"-k {given.k}: must be at least 1")
     with _ledger(settings) as ledger:
-        if ledger is None or ledger.find_user(UserId(given.user)) is None:
-            raise UsageError(f"there is no user {given.user!r}; `nightmill users list` names them")
+        _require_user(ledger, UserId(given.user))
     filters = Filters(kinds=tuple(given.kind or ()), since=given.since, until=given.until)
     answer = search.search(
-        settings.data_dir / "indexes",
+        settings.data_dir / INDEXES_FOLDER,
         UserId(given.user),
         " ".join(given.words),
         k=given.k,
@@ -345,6 +397,13 @@ def _users_add(settings: Settings, given: argparse.Namespace) -> int:
         assert ledger is not None
         ledger.add_user(UserId(given.name), uris, weight=given.weight)
         sources = [source.uri for source in ledger.sources(UserId(given.name))]
+    for uri in uris:
+        place = parse_uri(uri).path
+        if not os.path.exists(place):
+            print(
+                f"note: {printable(place)} is not there now; until it is, this source is listed as missing",
+                file=sys.stderr,
+            )
     if given.json:
         _print_json({"user": given.name, "sources": sources})
     else:
@@ -380,7 +439,7 @@ def _users_import(settings: Settings, given: argparse.Namespace) -> int:
     problems: list[str] = []
     for number, row in enumerate(rows, start=1):
         cells = [cell.strip() for cell in row]
-        if not any(cells) or (number == 1 and cells[:2] == ["name", "source"]):
+        if not any(cells) or (number == 1 and [cell.lower() for cell in cells[:2]] == ["name", "source"]):
             continue
         try:
             if len(cells) not in (2, 3):
@@ -405,50 +464,38 @@ def _users_import(settings: Settings, given: argparse.Namespace) -> int:
 
 
 def _users_remove(settings: Settings, given: argparse.Namespace) -> int:
-    _erase(settings, UserId(given.name), must_exist=True)
+    from engine.leaving import erase_user, remove_sources
+    from engine.sources.uri import parse_uri
+
+    user, root = UserId(given.name), settings.data_dir / INDEXES_FOLDER
+    with _ledger(settings) as ledger:
+        _require_user(ledger, user)
+        assert ledger is not None
+        if given.source:
+            count = remove_sources(user, [str(parse_uri(word)) for word in given.source], ledger=ledger, root=root)
+            said = f"{_number(count, 'item')} of {len(given.source)} sources of {user} left the index"
+        else:
+            erase_user(user, ledger=ledger, root=root)
+            said = f"{user} is removed; the files of its sources are where they were"
     if given.json:
-        _print_json({"user": given.name, "removed": True})
+        _print_json({"user": user, "sources": given.source, "removed": True})
     else:
-        print(f"{given.name} is removed; the files of its sources are where they were")
+        print(said)
     return 0
 
 
 def _users_erase(settings: Settings, given: argparse.Namespace) -> int:
-    files, size = _erase(settings, UserId(given.name), must_exist=False)
+    from engine.leaving import erase_user
+
+    with _ledger(settings) as ledger:
+        files, size = erase_user(UserId(given.name), ledger=ledger, root=settings.data_dir / INDEXES_FOLDER)
     if given.json:
         _print_json({"user": given.name, "erased_files": files, "erased_bytes": size, "left": 0})
     else:
-        print(f"{given.name}: {files:,} files with {size:,} bytes were destroyed; looked again, and nothing is left")
+        print(
+            f"{given.name}: {_number(files, 'file')} with {size:,} bytes destroyed; looked again, and nothing is left"
+        )
     return 0
-
-
-def _erase(settings: Settings, user: UserId, *, must_exist: bool) -> tuple[int, int]:
-    """Forget the user and destroy the index: (files, bytes). The ledger goes first: from then on nothing is found."""
-    from indexes import paths
-    from indexes.errors import IndexBusy
-
-    root = settings.data_dir / "indexes"
-    folder = paths.user_dir(root, user)
-    if folder.is_dir():
-        from indexes.lock import is_locked
-
-        if is_locked(folder):
-            raise CannotRunError(f"a run is working on {user}; wait until it is done, or stop it, then try again")
-    with _ledger(settings) as ledger:
-        known = ledger is not None and ledger.find_user(user) is not None
-        if not known and (must_exist or not folder.is_dir()):
-            raise UsageError(f"there is no user {user!r}; `nightmill users list` names them")
-        if known and ledger is not None:
-            ledger.remove_user(user)
-    found = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
-    size = sum(path.stat().st_size for path in found)
-    try:
-        paths.erase(folder)
-    except IndexBusy as error:
-        raise CannotRunError(str(error)) from None
-    if folder.exists():
-        raise CannotRunError(f"{folder} is still there; remove it by hand")
-    return len(found), size
 
 
 # --- what is going on ------------------------------------------------------------------------------------------------
@@ -473,12 +520,10 @@ def _status_table(settings: Settings, user: UserId | None) -> dict[str, Any]:
     from engine.desk import find_statistics
 
     with _ledger(settings) as ledger:
+        if user is not None:
+            _require_user(ledger, user)
         if ledger is None:
-            if user is not None:
-                raise UsageError(f"there is no user {user!r}; `nightmill users list` names them")
             return {**asdict(Counts()), "users": [], "last_run": None, "scheduler": None}
-        if user is not None and ledger.find_user(user) is None:
-            raise UsageError(f"there is no user {user!r}; `nightmill users list` names them")
         table: dict[str, Any] = dict(asdict(ledger.counts(user)))
         if user is None:
             by_user = ledger.counts_by_user()
@@ -553,7 +598,7 @@ def _failures_list(settings: Settings, given: argparse.Namespace) -> int:
                 source
                 for name in users
                 for source in ledger.sources(name)
-                if (source.reason is not None and reason in (None, source.reason))
+                if source.reason is not None and reason in (None, source.reason) and given.since is None
             ]
     if given.json:
         _print_json(
@@ -745,9 +790,14 @@ class _ledger:  # noqa: N801 - reads as the verb it is: `with _ledger(settings) 
             self._ledger.close()
 
 
+def _require_user(ledger: SqlLedger | None, user: UserId) -> None:
+    if ledger is None or ledger.find_user(user) is None:
+        raise UsageError(f"there is no user {user!r}; `nightmill users list` names them")
+
+
 def _known_user(ledger: SqlLedger, name: str | None) -> UserId | None:
-    if name is not None and ledger.find_user(UserId(name)) is None:
-        raise UsageError(f"there is no user {name!r}; `nightmill users list` names them")
+    if name is not None:
+        _require_user(ledger, UserId(name))
     return None if name is None else UserId(name)
 
 
@@ -758,8 +808,19 @@ def _counts_line(counts: Counts) -> str:
     if counts.pending:
         line += f" + {counts.pending:,} pending"
     if counts.attachments:
-        line += f"; {counts.attachments:,} attachments, {counts.attachments_indexed:,} indexed"
+        parts = {
+            "indexed": counts.attachments_indexed,
+            "skipped": counts.attachments_skipped,
+            "failed": counts.attachments_failed,
+            "pending": counts.attachments_pending,
+        }
+        told = ", ".join(f"{number:,} {state}" for state, number in parts.items() if number)
+        line += f"; {_number(counts.attachments, 'attachment')}: {told}"
     return line
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
 
 
 def _duration(seconds: float) -> str:

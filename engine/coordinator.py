@@ -12,11 +12,11 @@ order that leaves nothing behind whoever kills us in between: workers first, the
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import queue
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,8 @@ from typing import Any
 
 from engine import guards
 from engine.desk import Desk
-from engine.errors import CannotRunError
+from engine.errors import CannotRunError, UsageError
+from engine.fetching import FetchThreads
 from engine.model import (
     Counts,
     Failure,
@@ -45,13 +46,15 @@ from engine.plan import Plan
 from engine.ports import Ask, Clock, Ledger, Return
 from engine.reasons import Reason
 from engine.settings import DEBUG_FILES, Settings
-from engine.survey import Orders, Surveyed, Surveyor, try_survey
+from engine.survey import Orders, Surveyed, Surveyor, Trouble, try_survey
 from engine.telemetry import Notice, Progressed, Reporter, UserBegan, WorkerDied
 from engine.workers.supervisor import Bounds, Ended, Finished, Lost, Report, Supervisor, Worker
 from indexes import paths
 from indexes.errors import IndexFault
 from indexes.records import ItemKey, Published
 from indexes.writer import Writer, open_writer
+
+_log = logging.getLogger(__name__)
 
 #: The longest the loop waits before it looks at clocks again; news end the wait at once.
 TURN_SECONDS = 0.05
@@ -103,6 +106,7 @@ class _Open:
     pipeline: UserPipeline
     stack: ExitStack
     writer: Writer
+    parts: PartStore
     asked: dict[str, Unit] = field(default_factory=dict)
     running: int = 0
 
@@ -155,13 +159,14 @@ class Coordinator:
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
         self._supervisor.watch(self._wake_out, self._drain_wake)
-        self._threads = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
+        self._threads = FetchThreads(FETCH_THREADS)
         self._copied: queue.SimpleQueue[tuple[_Going, list[Fetched | Failure] | BaseException]] = queue.SimpleQueue()
         self._surveyor: Surveyor | None = None
         self._open: dict[UserId, _Open] = {}
         self._going: dict[tuple[int, int], _Going] = {}
         self._returns: list[Return] = []
         self._withdrawn: list[str] = []
+        self._lies: list[tuple[Worker, Failure]] = []
         self._work = Work()
         self._users_done = 0
         self._before: Counter[str] = Counter()
@@ -206,7 +211,7 @@ class Coordinator:
         self._supervisor.close()
         if self._surveyor is not None:
             self._surveyor.stop()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._threads.stop()
         for opened in list(self._open.values()):
             self._close_user(opened)
         for descriptor in (self._wake_out, self._wake_in):
@@ -255,25 +260,28 @@ class Coordinator:
     def _take_in_users(self) -> None:
         assert self._surveyor is not None
         while self._draining is None and (surveyed := self._surveyor.next_ready()) is not None:
-            if isinstance(surveyed, Notice):
-                self._reporter.say(surveyed)
-                continue
+            match surveyed:
+                case Notice():
+                    self._reporter.say(surveyed)
+                    continue
+                case Trouble():
+                    self._note_trouble(surveyed.user, surveyed.text)
+                    self._users_done += 1
+                    continue
             self._note_survey(surveyed)
             if surveyed.lock_fd < 0:
+                self._note_counts(surveyed.counts)
                 self._users_done += 1
                 continue
             try:
                 self._open[surveyed.user.name] = self._open_user(surveyed)
-            except IndexFault as error:
+            except (IndexFault, OSError, UsageError) as error:
+                # UsageError: the user was removed between the survey and now.
                 self._note_trouble(surveyed.user.name, str(error))
                 self._surveyor.release()
                 self._users_done += 1
 
     def _note_survey(self, surveyed: Surveyed) -> None:
-        counts = surveyed.counts
-        for name in ("indexed", "skipped", "failed"):
-            self._before[name] += getattr(counts, name)
-        self._before["pending"] += counts.pending
         self._held += surveyed.held
         for trouble in surveyed.troubles:
             self._note_trouble(surveyed.user.name, trouble)
@@ -284,6 +292,10 @@ class Coordinator:
                     "finds the same, or until `--accept-removals`"
                 )
             )
+
+    def _note_counts(self, counts: Counts) -> None:
+        for name in ("indexed", "skipped", "failed", "pending"):
+            self._before[name] += getattr(counts, name)
 
     def _note_trouble(self, user: UserId, trouble: str) -> None:
         self._troubles.append(f"{user}: {trouble}")
@@ -297,9 +309,9 @@ class Coordinator:
         except IndexFault as error:
             self._give_up(opened, str(error))
         except OSError as error:
-            if error.errno not in _NO_ROOM:
-                raise
-            self._draining = self._draining or (EXIT_CANNOT, f"the disk is full: {error}; free space, then run again")
+            if error.errno in _NO_ROOM:
+                said = f"the disk is full: {error}; free space, then run again"
+                self._draining = self._draining or (EXIT_CANNOT, said)
             self._give_up(opened, str(error))
 
     def _give_up(self, opened: _Open, trouble: str) -> None:
@@ -338,31 +350,35 @@ class Coordinator:
                 ledger=self._ledger,
                 writer=writer,
                 sources=surveyed.sources,
-                removed=() if self._orders.remove_nothing else removed,
+                removed=removed,
                 parts=parts,
                 clock=self._clock,
                 reporter=self._reporter,
                 work=self._work,
                 most_items=DEBUG_FILES if self._settings.debug_mode else None,
+                remove_nothing=self._orders.remove_nothing,
             )
         except BaseException:
             stack.close()
             raise
-        self._reporter.say(UserBegan(user=user, found=self._ledger.counts(user).found))
-        return _Open(surveyed=surveyed, pipeline=pipeline, stack=stack, writer=writer)
+        counts = self._ledger.counts(user)
+        self._note_counts(counts)
+        _log.debug("%s: %s new, %s changed, %s pending", user, surveyed.new, surveyed.changed, counts.pending)
+        self._reporter.say(UserBegan(user=user, found=counts.found))
+        return _Open(surveyed=surveyed, pipeline=pipeline, stack=stack, writer=writer, parts=parts)
 
     def _current(self, published: Mapping[ItemKey, Published]) -> dict[tuple[SourceId, ListedKey], Fingerprint]:
         """What the index holds, for the ledger: an item that would come out otherwise today has no fingerprint."""
         return {
-            (SourceId(source), ListedKey(key)): Fingerprint(
-                found.fingerprint if self._plan.is_current(found) and not self._orders.full else ""
-            )
+            (SourceId(source), ListedKey(key)): Fingerprint(found.fingerprint if self._plan.is_current(found) else "")
             for (source, key), found in published.items()
         }
 
     def _finish_user(self, opened: _Open) -> None:
         user = opened.surveyed.user.name
-        opened.writer.tidy(keep=(), model=self._plan.model)
+        opened.writer.tidy(model=self._plan.model)
+        if not self._ledger.counts(user).attachments_pending:
+            opened.parts.clear()
         self._close_user(opened)
         stamp = paths.stamp(opened.surveyed.folder)
         self._ledger.user_done(user, self._run, index_stamp=stamp, versions=self._plan.versions)
@@ -392,6 +408,8 @@ class Coordinator:
         returns, self._returns = self._returns, []
         patience = TURN_SECONDS if waiting and not self._going and not self._returns else 0.0
         answer = self._desk.exchange(asks=asks, returns=returns, withdraw=withdraw, patience_seconds=patience)
+        if answer.waits != self._waits:
+            _log.debug("waiting: %s", dict(answer.waits))
         self._waits = answer.waits
         for grant in answer.grants:
             owner = next((opened for opened in self._open.values() if grant.ask_id in opened.asked), None)
@@ -427,6 +445,10 @@ class Coordinator:
         number = self._asks = self._asks + 1
         self._supervisor.reserve(worker, number, len(unit.pieces))
         name = worker.number, number
+        _log.debug(
+            "lease %s: unit %s of %s, %s orders of %s, worker %s",
+            *(lease, unit.number, unit.user, len(unit.pieces), unit.stage, worker.number),
+        )
         going = _Going(owner=owner, unit=unit, lease=lease, worker=worker, name=name, began=self._clock.monotonic())
         self._going[name] = going
         owner.running += 1
@@ -472,6 +494,11 @@ class Coordinator:
     def _hear(self, timeout_seconds: float) -> None:
         for report in self._supervisor.poll(timeout_seconds):
             self._take(report)
+        # Only now: what a liar said before has all been taken in, and what is left of its unit is untouched.
+        lies, self._lies = self._lies, []
+        for worker, lie in lies:
+            for report in self._supervisor.kill(worker, lie):
+                self._take(report)
         while True:
             try:
                 going, copies = self._copied.get_nowait()
@@ -505,8 +532,7 @@ class Coordinator:
                     going.unit, report.index, report.worker.outbox, report.result, report.failure, cost
                 )
                 if lie is not None:
-                    for lost in self._supervisor.kill(report.worker, lie):
-                        self._take(lost)
+                    self._lies.append((report.worker, lie))
             case Finished():
                 pipeline.end_unit(going.unit)
                 self._end(going)
@@ -562,6 +588,11 @@ class Coordinator:
         if not last and now - self._said < PROGRESS_SECONDS:
             return
         self._said = now
+        awaited = self._surveyor.waiting_for() if self._surveyor is not None and not self._open else ()
+        if awaited:
+            # Another process does the work: what it has told the ledger is what there is to see.
+            self._say_counts(_sum(self._ledger.counts_by_user(), awaited), users)
+            return
         done = self._settled()
         self._reporter.say(
             Progressed(
@@ -574,6 +605,18 @@ class Coordinator:
                 active=len(self._going),
                 waits=Counter(self._waits.values()),
                 vectors=self._work.embedded,
+            )
+        )
+
+    def _say_counts(self, counts: Counts, users: int) -> None:
+        self._reporter.say(
+            Progressed(
+                indexed=counts.indexed,
+                skipped=counts.skipped,
+                failed=counts.failed,
+                pending=counts.pending,
+                users_done=self._users_done,
+                users_total=users,
             )
         )
 

@@ -112,6 +112,7 @@ class _Reading:
                         max_size_bytes=MAX_PART_BYTES,
                     )
             except FetchFailed as error:
+                self._supervisor.release(worker)
                 return error.failure
             full = {**order, "file": f"{name}.bytes", "prefix": name}
             self._supervisor.assign(worker, [full], deadlines=[estimate.deadline], limit_bytes=estimate.limit_bytes)

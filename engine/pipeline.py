@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engine.document import Chunk, Document, Method, Page
+from engine.document import MAX_TEXT_CHARS, Chunk, Document, Method, Page
 from engine.errors import MalformedMessage
 from engine.model import (
     Failure,
@@ -46,6 +46,7 @@ from engine.reasons import CATALOGUE, Reason
 from engine.telemetry import ItemSettled, Notice, Reporter
 from engine.workers import results
 from indexes import records
+from indexes.records import Entry
 from indexes.writer import Writer, text_hash
 
 #: Pending items read from the ledger at a time, and how few may be left before more are read.
@@ -54,6 +55,12 @@ WINDOW_ITEMS, WINDOW_LOW = 256, 64
 PUBLISH_ITEMS, PUBLISH_SECONDS = 200, 5.0
 #: Attachments within attachments. Real mails are forwarded three or four times over.
 MOST_NESTED = 5
+#: Text of one page that OCR read; the densest printed pages hold some 20,000.
+MAX_PAGE_CHARS = 1_000_000
+#: As document.py has it.
+MAX_NOTES = 100
+#: Names of attachments are parts of paths, and those of messages.
+_PART_NAME_CHARS = 255
 #: Separates the key of a mail from the number of its part. No path holds two slashes in a row.
 PART_MARK = "//"
 #: A name is only a hint to the worker, and a message has to hold those of a whole unit.
@@ -106,6 +113,7 @@ class Piece:
     estimate: Estimate
     item: _Item | None = None
     page: int = 0
+    content: str = ""
     texts: tuple[tuple[bytes, str], ...] = ()
 
 
@@ -158,11 +166,15 @@ class UserPipeline:
         reporter: Reporter,
         work: Work,
         most_items: int | None = None,
+        remove_nothing: bool = False,
     ) -> None:
+        """most_items, remove_nothing: a trial, which reads so many items and takes none out of the index."""
         self.user = user
         self._run, self._plan, self._ledger, self._writer = run, plan, ledger, writer
         self._sources, self._parts, self._clock, self._reporter, self._work = sources, parts, clock, reporter, work
-        self._most_items = most_items
+        self._most_items, self._remove_nothing = most_items, remove_nothing
+        #: Pending items that a trial does not read.
+        self._left_out: set[ItemId] = set()
         self._items: dict[ItemId, _Item] = {}
         self._to_extract: deque[_Item] = deque()
         self._to_ocr: deque[tuple[_Item, int]] = deque()
@@ -170,7 +182,7 @@ class UserPipeline:
         self._texts: dict[bytes, str] = {}
         self._wanted: dict[bytes, list[_Item]] = {}
         self._ready: list[_Item] = []
-        self._removals: set[records.ItemKey] = set(removed)
+        self._removals: set[records.ItemKey] = set() if remove_nothing else set(removed)
         #: Parts whose bytes are gone, by the mail that is read again for them.
         self._held: dict[ItemId, ItemId] = {}
         self._fresh: set[ItemId] = set()
@@ -204,7 +216,8 @@ class UserPipeline:
                 pieces = self._take(self._to_chunk, Stage.CHUNK, self._chunk_estimate)
             case _:
                 pieces = self._take_texts()
-        return self._unit(stage, pieces)
+        # Without pieces the queue held only items that are no longer on their way: look again.
+        return self._unit(stage, pieces) if pieces else self.next_unit()
 
     def put_back(self, unit: Unit) -> None:
         """The unit will not be done now (nobody lent a token): its pieces are queued again."""
@@ -236,16 +249,33 @@ class UserPipeline:
     def _refill(self) -> None:
         """Take up pending items, and put those of whom something is known already where they belong."""
         while not self._exhausted and len(self._to_extract) < WINDOW_LOW:
-            limit = WINDOW_ITEMS
-            if self._most_items is not None:
-                limit = min(limit, self._most_items - self._taken)
-            found = self._ledger.pending(self.user, limit=limit, beyond=[*self._items, *self._held]) if limit else []
+            # What has been settled since the last time must not be taken up again.
+            self.flush()
+            beyond = [*self._items, *self._held, *self._left_out]
+            found = self._ledger.pending(self.user, limit=WINDOW_ITEMS, beyond=beyond)
             self._exhausted = len(found) < WINDOW_ITEMS
-            self._taken += sum(record.parent is None for record in found)
             for record in found:
+                if not self._may_take(record):
+                    self._left_out.add(record.id)
+                    continue
                 item = _Item(record=record, kind=record.kind)
                 self._items[record.id] = item
                 self._resume(item)
+
+    def _may_take(self, record: ItemRecord) -> bool:
+        """A trial stops after so many items; their attachments belong to them."""
+        if self._most_items is None or record.parent is not None:
+            return True
+        self._taken += 1
+        return self._taken <= self._most_items
+
+    def _is_live(self, item: _Item | None) -> bool:
+        """The item is still on its way, and this is it: it was not settled, taken out, or taken up anew."""
+        return item is None or self._items.get(item.record.id) is item
+
+    def _remove(self, key: records.ItemKey) -> None:
+        if not self._remove_nothing:
+            self._removals.add(key)
 
     def _resume(self, item: _Item) -> None:
         read = self._writer.find_read(*item.key)
@@ -254,7 +284,9 @@ class UserPipeline:
             return
         item.content = read.content
         document = self._known_document(item)
-        if document is None:
+        if document is None or (document.parts and not self._ledger.has_parts(item.record.id)):
+            # Not known, or its attachments are not (a ledger that was lost): read again.
+            self._fresh.add(item.record.id)
             self._to_extract.append(item)
         elif read.chunks is not None and read.chunking == self._plan.chunking and not item.pages_left:
             self._have_chunks(item, read.chunks)
@@ -295,12 +327,19 @@ class UserPipeline:
 
     def _take(self, queue: deque[_Item], stage: Stage, estimate: Callable[[_Item], Estimate]) -> list[Piece]:
         """The next orders of a queue; an item that was suspect once goes alone."""
+        while queue and not self._is_live(queue[0]):
+            queue.popleft()
+        if not queue:
+            return []
         guesses = [estimate(item) for item in _first(queue, units.UNIT_ORDERS[stage])]
         count = 1 if queue[0].record.alone else units.take(stage, (guess.seconds for guess in guesses))
         pieces: list[Piece] = []
-        while len(pieces) < count and (not pieces or not queue[0].record.alone):
+        for guess in guesses[:count]:
+            if pieces and queue[0].record.alone:
+                break
             item = queue.popleft()
-            pieces.append(Piece(item=item, estimate=guesses[len(pieces)]))
+            if self._is_live(item):
+                pieces.append(Piece(item=item, estimate=guess))
         return pieces
 
     def _chunk_estimate(self, item: _Item) -> Estimate:
@@ -308,6 +347,10 @@ class UserPipeline:
 
     def _take_pages(self) -> list[Piece]:
         """Pages of one item, whose file is then copied once."""
+        while self._to_ocr and not self._is_live(self._to_ocr[0][0]):
+            self._to_ocr.popleft()
+        if not self._to_ocr:
+            return []
         item, first = self._to_ocr[0]
         failures = self._page_failures.get((item.record.id, first), 0)
         guess = estimates.ocr_page(failures=failures)
@@ -318,7 +361,7 @@ class UserPipeline:
             if pieces and (item.record.id, page) in self._page_failures:
                 break
             self._to_ocr.popleft()
-            pieces.append(Piece(item=item, page=page, estimate=guess))
+            pieces.append(Piece(item=item, page=page, content=item.content, estimate=guess))
         return pieces
 
     def _take_texts(self) -> list[Piece]:
@@ -397,6 +440,8 @@ class UserPipeline:
         for index, (piece, copy) in enumerate(zip(unit.pieces, fetched, strict=True)):
             item = piece.item
             assert item is not None
+            if not self._is_live(item):
+                continue
             if isinstance(copy, Failure):
                 self._fetch_failed(item, copy)
                 continue
@@ -408,6 +453,7 @@ class UserPipeline:
                 # Attachments lie nowhere but in the mail itself, so a mail is taken apart again.
                 if document is not None and not document.parts:
                     self._writer.save_read(*item.key, item.record.fingerprint, item.content)
+                    self._take_parts(item, document, inbox)
                     self._go_on(item)
                     continue
             unit.orders.append(piece)
@@ -421,6 +467,8 @@ class UserPipeline:
     def _ocr_orders(self, unit: Unit, copy: Fetched | Failure) -> Iterator[Mapping[str, Any]]:
         item = unit.pieces[0].item
         assert item is not None
+        if not self._is_live(item) or unit.pieces[0].content != item.content:
+            return  # Settled, or being read anew: these pages are nobody's.
         if isinstance(copy, Failure):
             self._drop_pages(unit)
             self._fetch_failed(item, copy)
@@ -428,7 +476,9 @@ class UserPipeline:
         if copy.sha256 + _ending(item.record) != item.content:
             # Written to since it was extracted: what is known of it belongs to other bytes.
             self._drop_pages(unit)
-            item.record = replace(item.record, fingerprint=copy.fingerprint)
+            if copy.fingerprint:
+                item.record = replace(item.record, fingerprint=copy.fingerprint)
+            item.content = ""
             item.pages_left = set()
             self._to_extract.append(item)
             return
@@ -503,12 +553,15 @@ class UserPipeline:
         self._open_units.discard(unit)
 
     def _take_result(self, unit: Unit, piece: Piece, result: Mapping[str, Any], outbox: Path) -> None:
+        if not self._is_live(piece.item):
+            return
         match unit.stage:
             case Stage.EXTRACT:
                 self._extracted(piece.item, result, outbox)
             case Stage.OCR:
                 page = Page.from_json(results.read_json(outbox, result, "page"))
-                self._recognised(piece.item, replace(page, number=piece.page, needs_ocr=False))
+                text = page.text[:MAX_PAGE_CHARS]
+                self._recognised(piece, replace(page, number=piece.page, text=text, needs_ocr=False))
                 self._work.ocr_pages += 1
             case Stage.CHUNK:
                 self._chunked(piece.item, result, outbox)
@@ -519,32 +572,34 @@ class UserPipeline:
 
     def _extracted(self, item: _Item | None, result: Mapping[str, Any], outbox: Path) -> None:
         assert item is not None
-        document = Document.from_json(results.read_json(outbox, result, "document"))
-        if document.parts or item.record.kind is Kind.MAIL or document.kind is Kind.MAIL:
-            self._take_parts(item, document, outbox)
+        document = _fit(item.record, Document.from_json(results.read_json(outbox, result, "document")))
+        self._take_parts(item, document, outbox)
         wants_ocr = any(page.needs_ocr for page in document.pages)
         version = self._plan.extracts[1 if wants_ocr else 0]
         self._writer.save_read(*item.key, item.record.fingerprint, item.content)
-        self._writer.save_document(item.content, version, json.dumps(document.to_json()).encode())
+        if self._writer.find_document(item.content, version) is None or item.record.id in self._fresh:
+            # A twin's document may have pages already; saving it again would drop them.
+            self._writer.save_document(item.content, version, json.dumps(document.to_json()).encode())
         self._fresh.discard(item.record.id)
         self._describe(item, document, version)
         self._work.extracted += 1
         self._go_on(item)
 
     def _take_parts(self, item: _Item, document: Document, outbox: Path) -> None:
-        """Attachments become items: their bytes are laid by first, then the ledger hears of them."""
+        """Attachments become items: their bytes are laid by first, then the ledger hears of them.
+
+        Those that were there before and are not any more are gone, whatever the item was then.
+        """
         record = item.record
         listed: list[Listed] = []
         for number, part in enumerate(document.parts):
-            if record.key.count(PART_MARK) >= MOST_NESTED:
-                break
             name = f"{record.id}-{number}"
             sha256, size = self._parts.add(name, outbox, part.file)
             listed.append(
                 Listed(
                     key=ItemKey(f"{record.key}{PART_MARK}{number}"),
                     fingerprint=_fingerprint(sha256, part.name),
-                    path=f"{record.path}/{part.name or f'part {number + 1}'}",
+                    path=f"{record.path}/{part.name[:_PART_NAME_CHARS] or f'part {number + 1}'}",
                     size_bytes=size,
                     modified=record.modified,
                     kind=_kind_of(part.media_type),
@@ -552,12 +607,20 @@ class UserPipeline:
                 )
             )
         outcome = self._ledger.add_parts(record.id, listed)
-        self._removals.update((int(record.source), str(key)) for key in outcome.gone)
+        for key in outcome.gone:
+            self._remove((int(record.source), str(key)))
+        if outcome.gone or outcome.changed:
+            # Taken up already, as they were before: the ledger hands them out again, if they are still there.
+            for child in [child for child in self._items.values() if child.record.parent == record.id]:
+                del self._items[child.record.id]
         self._held = {part: parent for part, parent in self._held.items() if parent != record.id}
         self._exhausted = False
 
-    def _recognised(self, item: _Item | None, page: Page) -> None:
+    def _recognised(self, piece: Piece, page: Page) -> None:
+        item = piece.item
         assert item is not None
+        if piece.content != item.content or page.number not in item.pages_left:
+            return  # Of bytes that are no longer the item's, or known from a twin of it by now.
         self._writer.save_pages(item.content, {page.number: json.dumps(page.to_json()).encode()})
         item.pages_left.discard(page.number)
         self._page_failures.pop((item.record.id, page.number), None)
@@ -577,19 +640,27 @@ class UserPipeline:
         """Put recognised pages into their document. False: nothing could be read, and the item has failed."""
         recognised = self._writer.pages(item.content)
         stored = self._writer.find_document(item.content, item.extract)
-        if stored is None or not recognised:
+        if stored is None:
             return True
         pages = {number: Page.from_json(json.loads(body)) for number, body in recognised.items()}
         document = Document.from_json(json.loads(stored))
+        left = {page.number for page in document.pages if page.needs_ocr} - pages.keys()
+        if left:
+            # A twin with the same bytes was extracted meanwhile, and its document took the place of ours.
+            item.pages_left = left
+            self._to_ocr.extend((item, page) for page in sorted(left))
+            return False
+        if not pages:
+            return True
         lost = sorted(number for number, page in pages.items() if page.method is Method.NONE)
         merged = tuple(_merged(page, pages.get(page.number)) for page in document.pages)
         notes = document.notes
         if lost:
-            notes = (*notes, f"partial: the pages {', '.join(map(str, lost[:20]))} could not be read")
+            notes = (*notes[: MAX_NOTES - 2], f"partial: the pages {', '.join(map(str, lost[:20]))} could not be read")
             if len(lost) == len(document.pages) and not any(page.text.strip() for page in merged):
                 self._settle(item, ItemState.FAILED, Failure(reason=Reason.OCR_FAILED, detail="no page could be read"))
                 return False
-        whole = replace(document, pages=merged, notes=notes)
+        whole = _cut(replace(document, pages=merged, notes=notes))
         self._writer.save_document(item.content, item.extract, json.dumps(whole.to_json()).encode())
         self._describe(item, whole, item.extract)
         return True
@@ -620,8 +691,10 @@ class UserPipeline:
         if (result.get("count"), result.get("dim"), result.get("model")) != (count, dim, self._plan.model):
             raise MalformedMessage("the vectors are not those that were asked for")
         raw = results.read_bytes(outbox, result, "vectors", count * dim * 4)
+        if len(raw) != count * dim * 4:
+            raise MalformedMessage("the vectors are not whole")
         numbers = array("f", raw)
-        if len(numbers) != count * dim or not math.isfinite(math.fsum(map(abs, numbers))):
+        if not math.isfinite(math.fsum(map(abs, numbers))):
             raise MalformedMessage("the vectors are not whole")
         hashes = [known for known, _ in piece.texts]
         self._writer.add_vectors(self._plan.model, hashes, raw, dim)
@@ -649,7 +722,9 @@ class UserPipeline:
 
     def _fetch_failed(self, item: _Item, failure: Failure) -> None:
         record = item.record
-        if record.parent is not None and failure.reason is Reason.VANISHED and record.attempts == 0:
+        if record.id not in self._items:
+            return  # Settled meanwhile, by another unit of its pages.
+        if record.parent is not None and failure.reason is Reason.VANISHED and self._may_read_again(record):
             # Its bytes are gone from the folder of parts (erased, or lost): the mail that holds them is read again.
             self._moves.append(Move(item=record.parent, state=ItemState.PENDING))
             self._moves.append(Move(item=record.id, state=ItemState.PENDING, attempts=1))
@@ -661,11 +736,21 @@ class UserPipeline:
             return
         now = self._clock.now()
         self._attempts.append(_attempt(record.id, Stage.EXTRACT, "", failure, Cost(began=now)))
-        self._settle(item, ItemState.FAILED, failure)
+        skip = CATALOGUE[failure.reason].skip
+        self._settle(item, ItemState.SKIPPED if skip else ItemState.FAILED, failure)
+
+    def _may_read_again(self, part: ItemRecord) -> bool:
+        """Once, and only where the mail itself is not set aside."""
+        if part.attempts:
+            return False
+        found = self._ledger.find_items(str(part.parent), self.user)
+        return any(one.id == part.parent and one.state is not ItemState.QUARANTINED for one in found)
 
     def _failed(self, unit: Unit, piece: Piece, failure: Failure, cost: Cost) -> None:
         self._work.attempts_failed += not CATALOGUE[failure.reason].skip
         self._note(unit, piece, failure, cost)
+        if not self._is_live(piece.item):
+            return
         match unit.stage:
             case Stage.OCR:
                 self._page_failed(unit, piece, failure)
@@ -700,7 +785,7 @@ class UserPipeline:
     def _page_failed(self, unit: Unit, piece: Piece, failure: Failure) -> None:
         item = piece.item
         assert item is not None
-        if item.record.id not in self._items:
+        if item.record.id not in self._items or piece.content != item.content:
             return
         if failure.reason is Reason.OCR_LANGUAGE_MISSING:
             # No other page will fare better.
@@ -712,14 +797,14 @@ class UserPipeline:
         if verdict.retry:
             self._to_ocr.append((item, piece.page))
             return
-        self._recognised(item, Page(number=piece.page, text="", method=Method.NONE))
+        self._recognised(piece, Page(number=piece.page, text="", method=Method.NONE))
 
     def _texts_failed(self, piece: Piece, failure: Failure) -> None:
         """Nobody knows which text it was: each is tried again by itself, and only then given up."""
         alone = len(piece.texts) == 1
         for known, text in piece.texts:
             attempts = self._text_failures[known] = self._text_failures.get(known, 0) + 1
-            if after_failure(failure, attempts=attempts, alone=alone).retry:
+            if not alone or after_failure(failure, attempts=attempts, alone=alone).retry:
                 self._texts[known] = text
                 continue
             detail = f"{failure.reason}: {failure.detail}"
@@ -764,7 +849,7 @@ class UserPipeline:
             self._work.items_skipped += state is ItemState.SKIPPED
             self._work.items_failed += state is not ItemState.SKIPPED
         if not keeps_published(failure.reason):
-            self._removals.add(item.key)
+            self._remove(item.key)
         self._forget_part(record)
         self._reporter.say(
             ItemSettled(user=self.user, path=record.path, state=state, reason=failure.reason, detail=failure.detail)
@@ -798,14 +883,13 @@ class UserPipeline:
         self._publish()
         self._published_at = now
 
-    def _publish(self) -> None:
-        entries, moves = [], []
-        for item in self._ready:
-            entry = self._entry(item)
+    def _entries(self, items: Sequence[_Item], published: set[records.ItemKey], moves: list[Move]) -> Iterator[Entry]:
+        """One after the other, as the transaction takes them in: chunks of many items are never held together."""
+        for item in items:
+            entry = self._entry(item) if self._is_live(item) else None
             if entry is None:
-                self._to_chunk.append(item)
                 continue
-            entries.append(entry)
+            published.add(item.key)
             moves.append(
                 Move(
                     item=item.record.id,
@@ -817,32 +901,42 @@ class UserPipeline:
                     media_type=item.media_type,
                 )
             )
+            yield entry
+
+    def _publish(self) -> None:
         self.flush()
-        published = {(entry.source, entry.key) for entry in entries}
+        ready, self._ready = self._ready, []
+        published: set[records.ItemKey] = set()
+        moves: list[Move] = []
+        gone = sorted(self._removals - {item.key for item in ready})
+        # A trial does not switch the model: what it did not read would lose its vectors.
+        model = self._plan.model if self._most_items is None else self._writer.model or self._plan.model
+        removed = sum(self._writer.is_published(*key) for key in gone)
         # A kill between the two: the generations differ, and the next run makes the ledger agree with the index.
-        gone = sorted(self._removals - published)
-        generation = self._writer.publish(entries, gone, self._plan.model)
-        departed = [(SourceId(source), ItemKey(key)) for source, key in gone]
+        generation = self._writer.publish(self._entries(ready, published, moves), gone, model)
+        departed = [(SourceId(source), ItemKey(key)) for source, key in sorted(self._removals)]
         self._ledger.published(self._run, self.user, generation, moves, departed)
-        self._work.published += len(entries)
-        self._work.removed += len(gone)
+        self._work.published += len(published)
+        self._work.removed += removed
         self._removals.clear()
-        for item in self._ready:
-            if item.key in published:
+        for item in ready:
+            if item.key not in published and self._is_live(item):
+                # Its chunks are gone since: cut it again.
+                self._to_chunk.append(item)
+            elif item.key in published:
                 self._items.pop(item.record.id, None)
                 self._forget_part(item.record)
                 self._work.items_indexed += item.record.parent is None
                 self._reporter.say(
                     ItemSettled(user=self.user, path=item.record.path, state=ItemState.INDEXED, reason=None, detail="")
                 )
-        self._ready = []
 
-    def _entry(self, item: _Item) -> records.Entry | None:
+    def _entry(self, item: _Item) -> Entry | None:
         read = self._writer.find_read(*item.key)
         if read is None or read.chunks is None:
             return None
         record = item.record
-        return records.Entry(
+        return Entry(
             source=int(record.source),
             key=str(record.key),
             fingerprint=str(record.fingerprint),
@@ -941,6 +1035,29 @@ def _date_of(item: _Item) -> float | None:
 
 def _record(chunk: Chunk) -> records.Chunk:
     return records.Chunk(kind=chunk.kind.value, text=chunk.text, keywords=chunk.keywords, page=chunk.page)
+
+
+def _fit(record: ItemRecord, document: Document) -> Document:
+    """The document as it is kept, by content: without a title that is only the name of this item, and without
+    attachments that lie too deep."""
+    if document.title == record.path.rpartition("/")[2]:
+        document = replace(document, title="")
+    if document.parts and record.key.count(PART_MARK) >= MOST_NESTED:
+        note = f"partial: attachments more than {MOST_NESTED} deep were not read"
+        document = replace(document, parts=(), notes=(*document.notes[: MAX_NOTES - 1], note))
+    return document
+
+
+def _cut(document: Document) -> Document:
+    """The document with as much text as one may have, and a note where that is not all."""
+    left, pages = MAX_TEXT_CHARS, []
+    for page in document.pages:
+        pages.append(replace(page, text=page.text[:left]) if len(page.text) > left else page)
+        left -= len(pages[-1].text)
+    if pages == list(document.pages):
+        return document
+    note = f"partial: the text was cut at {MAX_TEXT_CHARS} characters"
+    return replace(document, pages=tuple(pages), notes=(*document.notes[: MAX_NOTES - 1], note))
 
 
 def _merged(page: Page, recognised: Page | None) -> Page:

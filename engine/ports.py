@@ -326,6 +326,10 @@ class Listing(Protocol):
         """Compare a page with the ledger; new and changed items become pending (or skipped, where the source says)."""
         ...
 
+    def outlook(self, *, complete: bool, accept_removals: bool) -> ListingOutcome:
+        """What `finish` would find, without writing anything."""
+        ...
+
     def finish(self, *, complete: bool, cursor: str, accept_removals: bool) -> ListingOutcome:
         """Commit. Only a complete listing removes anything, and only within the brake."""
         ...
@@ -375,6 +379,10 @@ class Ledger(Protocol):
 
     def add_parts(self, parent: ItemId, parts: Sequence[Listed]) -> ListingOutcome:
         """The attachments found in an item, compared with those known from before; the missing ones are gone."""
+        ...
+
+    def has_parts(self, item: ItemId) -> bool:
+        """Attachments of this item are known."""
         ...
 
     def pending(self, user: UserId, *, limit: int, beyond: Sequence[ItemId] = ()) -> list[ItemRecord]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import threading
 import time
@@ -20,16 +21,18 @@ from engine import guards, processes
 from engine.clock import SystemClock
 from engine.coordinator import Coordinator, RunReport
 from engine.desk import Desk, open_desk
-from engine.errors import CannotRunError, NightmillError, UsageError
+from engine.errors import CannotRunError, NightmillError, SettingsError, UsageError
 from engine.ledger import SqlLedger, open_ledger
 from engine.model import (
     Lane,
     UserId,
 )
 from engine.plan import make_plan
+from engine.ports import StageFailed
 from engine.settings import LEDGER_FILE, Settings
 from engine.survey import Orders
 from engine.telemetry import Reporter
+from engine.workers.tessdata import find_tessdata
 
 
 def open_own_ledger(settings: Settings) -> SqlLedger:
@@ -48,6 +51,22 @@ def desk_for(settings: Settings) -> Desk:
         memory_limit_bytes=limit,
         debug=settings.debug_mode,
     )
+
+
+def require_languages(settings: Settings) -> None:
+    """Raises SettingsError when a language of NIGHTMILL_OCR_LANGUAGES has no data: every scan would fail."""
+    if settings.ocr == "off":
+        return
+    try:
+        find_tessdata(settings.ocr_languages)
+    except StageFailed as error:
+        # The program may have data in places of its own.
+        if settings.ocr_backend != "tesserocr" and shutil.which("tesseract"):
+            return
+        value = ",".join(settings.ocr_languages)
+        origin = settings.origins.get("NIGHTMILL_OCR_LANGUAGES", "default")
+        said = f"NIGHTMILL_OCR_LANGUAGES = {value} (from {origin}); {error.failure.detail}; install the language's data"
+        raise SettingsError((said,)) from None
 
 
 @contextmanager
@@ -85,6 +104,7 @@ def run(
     CannotRunError (data directory, scheduler, disk). SIGINT and SIGTERM end it, resumable, with code 130.
     """
     clock = SystemClock()
+    require_languages(settings)
     _make_data_dir(settings)
     free = guards.disk_free_bytes(settings.data_dir)
     if free < settings.disk_reserve_bytes:
@@ -121,18 +141,20 @@ def run(
         try:
             with _signals(coordinator.interrupt):
                 report = coordinator.work_through(chosen)
-        except NightmillError as error:
-            ledger.end_run(number, error.exit_code, {"message": str(error)})
+        except BaseException as error:
+            code = error.exit_code if isinstance(error, NightmillError) else NightmillError.exit_code
+            ledger.end_run(number, code, {"message": f"{type(error).__name__}: {error}"})
             raise
         finally:
             coordinator.close()
-        ledger.end_run(number, report.exit_code, report.to_json())
+        # Without the troubles: they name people's folders, and outlive the people here.
+        ledger.end_run(number, report.exit_code, {**report.to_json(), "troubles": len(report.troubles)})
         return report
 
 
 @contextmanager
 def _signals(interrupt: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM stop the run; a second SIGINT kills it, as people expect."""
+    """SIGINT, SIGTERM and SIGHUP stop the run; a second SIGINT kills it, as people expect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -141,7 +163,7 @@ def _signals(interrupt: Callable[[], None]) -> Iterator[None]:
         interrupt()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
@@ -167,8 +189,6 @@ def _make_data_dir(settings: Settings) -> None:
 
 
 def _remove(folder: Path) -> None:
-    import shutil
-
     shutil.rmtree(folder, ignore_errors=True)
 
 

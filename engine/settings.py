@@ -27,6 +27,7 @@ from engine.sizes import format_size, parse_size
 DEBUG_FILES: Final = 50
 #: In the data directory.
 LEDGER_FILE: Final = "ledger.db"
+INDEXES_FOLDER: Final = "indexes"
 
 _PREFIX: Final = "NIGHTMILL_"
 #: Read by the tests, not by the engine.

@@ -16,7 +16,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,15 +25,18 @@ from engine.model import Counts, Failure, ItemState, SourceId, UserId
 from engine.policy.retries import PASSING
 from engine.ports import Ledger, Source, UserRecord
 from engine.reasons import Reason
+from engine.settings import INDEXES_FOLDER
 from engine.sources.uri import open_source
 from engine.telemetry import Notice
 from indexes import lock, paths
-from indexes.errors import IndexBusy
+from indexes.errors import IndexBusy, IndexFault
 from indexes.records import ItemKey
 
 #: Users whose work is under way at once. Enough that there is always somebody to take a free core, few enough that
 #: their indexes and queues stay small.
 MOST_USERS = 8
+#: How long an interrupted run waits for the listing that is under way.
+STOP_SECONDS = 2.0
 #: How often a user that another process works on is tried again.
 RETRY_SECONDS = 0.25
 #: Removals are names only; all of them are taken up at once.
@@ -91,7 +94,7 @@ def try_survey(
     record = ledger.find_user(user)
     if record is None:
         raise UsageError(f"there is no user {user!r}; `nightmill users list` names them")
-    folder = paths.make_user_dir(data_dir / "indexes", user)
+    folder = paths.make_user_dir(data_dir / INDEXES_FOLDER, user)
     lock_fd = lock.take(folder)
     try:
         return _survey(record, folder, lock_fd, ledger, data_dir, versions, extracts, orders)
@@ -160,11 +163,53 @@ def _survey(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """What a run would find of a user: items over all sources, and the sources that cannot be listed."""
+
+    user: UserId
+    new: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    gone: int = 0
+    held: int = 0
+    troubles: tuple[str, ...] = ()
+
+
+def preview(user: UserId, *, ledger: Ledger, data_dir: Path, orders: Orders) -> Preview:
+    """List and compare, and write nothing. Raises UsageError for no such user."""
+    found = Preview(user=user)
+    for known in ledger.sources(user):
+        try:
+            source = open_source(known.uri, own_folder=str(data_dir))
+            with ledger.listing(known.id) as listing:
+                complete = not orders.remove_nothing
+                try:
+                    for page in source.list(known.cursor):
+                        listing.add(page)
+                except SourceUnavailable as error:
+                    complete = False
+                    found = replace(found, troubles=(*found.troubles, str(error)))
+                outcome = listing.outlook(complete=complete, accept_removals=orders.accept_removals)
+            found = replace(
+                found,
+                new=found.new + outcome.new,
+                changed=found.changed + outcome.changed,
+                unchanged=found.unchanged + outcome.unchanged,
+                gone=found.gone + len(outcome.gone),
+                held=found.held + outcome.held,
+            )
+        except UsageError as error:
+            found = replace(found, troubles=(*found.troubles, str(error)))
+    return found
+
+
 def _make_pending(ledger: Ledger, record: UserRecord, versions: str, extracts: tuple[str, str], orders: Orders) -> None:
     """Items that are tried again though they have not changed."""
     other_reader = bool(record.versions) and not record.versions.startswith("|".join(extracts))
     if orders.full or other_reader:
-        ledger.requeue(record.name, states=(ItemState.FAILED, ItemState.QUARANTINED))
+        states = (ItemState.FAILED, ItemState.QUARANTINED)
+        ledger.requeue(record.name, states=(*states, ItemState.INDEXED) if orders.full else states)
         ledger.requeue(record.name, states=(ItemState.SKIPPED,), reasons=(Reason.UNSUPPORTED_TYPE,))
     else:
         ledger.requeue(record.name, states=(ItemState.FAILED,), reasons=tuple(PASSING))
@@ -173,6 +218,14 @@ def _make_pending(ledger: Ledger, record: UserRecord, versions: str, extracts: t
 def _source_failed(ledger: Ledger, source: SourceId, error: SourceUnavailable, troubles: list[str]) -> None:
     ledger.source_failed(source, Failure(reason=Reason(error.reason), detail=str(error)))
     troubles.append(str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A user that could not be looked at, and why. The others go on."""
+
+    user: UserId
+    text: str
 
 
 class Client(Protocol):
@@ -209,8 +262,9 @@ class Surveyor:
         self.total = len(users)
         self._client = client
         self._users = deque(users)
-        self._ready: queue.SimpleQueue[Surveyed | Notice | BaseException] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[Surveyed | Notice | Trouble | BaseException] = queue.SimpleQueue()
         self._waited_for: set[UserId] = set()
+        self._is_waiting = False
         self._room = threading.Semaphore(MOST_USERS)
         self._stopped = threading.Event()
         self._ended = threading.Event()
@@ -225,7 +279,11 @@ class Surveyor:
         """Every user has been handed over."""
         return self._ended.is_set() and self._ready.empty()
 
-    def next_ready(self) -> Surveyed | Notice | None:
+    def waiting_for(self) -> Sequence[UserId]:
+        """The users that are left, when others are writing all of them."""
+        return tuple(self._users) if self._is_waiting else ()
+
+    def next_ready(self) -> Surveyed | Notice | Trouble | None:
         """A user that was looked at, or something to say; None: nothing now. Raises what ended the thread."""
         try:
             found = self._ready.get_nowait()
@@ -243,7 +301,8 @@ class Surveyor:
         """Look at no more users; those that were handed over and not taken are let go of."""
         self._stopped.set()
         self._room.release()
-        self._thread.join()
+        # A listing of a slow network folder is not waited for: it writes nothing before it is complete.
+        self._thread.join(STOP_SECONDS)
         while True:
             try:
                 left = self._ready.get_nowait()
@@ -280,15 +339,20 @@ class Surveyor:
                 self._client.ask_for_promotion(user)
                 busy += 1
                 if busy >= len(self._users):
+                    self._is_waiting = True
                     self._say_waiting()
                     # All that are left are being written by others: look again in a while.
                     self._stopped.wait(RETRY_SECONDS)
                     busy = 0
                 continue
+            except (IndexFault, OSError) as error:
+                self._ready.put(Trouble(user, str(error)))
+                self._client.wake()
+                continue
             except UsageError:
                 self._ready.put(Notice(f"{user} was removed while the run went on"))
                 continue
-            busy = 0
+            busy, self._is_waiting = 0, False
             self._ready.put(surveyed if surveyed.to_do else self._client.nothing_to_do(surveyed, ledger))
             self._client.wake()
             if surveyed.to_do:

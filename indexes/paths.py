@@ -83,17 +83,18 @@ def stamp(folder: Path) -> str:
     return f"{seen}+{log.st_size}-{log.st_mtime_ns}" if log.st_size else seen
 
 
-def erase(folder: Path) -> None:
+def erase(folder: Path, *, lock_fd: int | None = None) -> None:
     """Destroy a user's folder with everything in it; nothing happens when there is none.
 
-    Raises IndexBusy while somebody writes it (close your own writer first), OSError when a file resists.
+    lock_fd: a lock on the folder that the caller holds (`lock.take`) and keeps. Raises IndexBusy while somebody else
+    writes it, OSError when a file resists.
     A crash half-way leaves a hidden folder beside it, under no user's name; the next `erase` there removes it.
     """
     for left_over in folder.parent.glob(f"{_ERASED}*"):
         shutil.rmtree(left_over, ignore_errors=True)
     if not folder.is_dir():
         return
-    descriptor = lock.take(folder)
+    descriptor = lock.take(folder) if lock_fd is None else lock_fd
     try:
         doomed = folder.parent / f"{_ERASED}{secrets.token_hex(8)}"
         folder.rename(doomed)
@@ -102,7 +103,8 @@ def erase(folder: Path) -> None:
         if doomed.exists():
             shutil.rmtree(doomed)
     finally:
-        os.close(descriptor)
+        if lock_fd is None:
+            os.close(descriptor)
 
 
 def _escaped(raw: bytes) -> str:

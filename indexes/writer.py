@@ -138,6 +138,12 @@ class Writer:
                 )
             }
 
+    def is_published(self, source: int, key: str) -> bool:
+        """The item can be found now."""
+        with faults(self._file):
+            found = self._db.execute("SELECT 1 FROM items WHERE source = ? AND key = ?", (source, key)).fetchone()
+        return found is not None
+
     # --- what was read -----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager

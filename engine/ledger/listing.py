@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, Select, bindparam, func, select
 from sqlalchemy.exc import IntegrityError
 
 from engine.errors import NightmillError, UsageError
@@ -174,6 +175,23 @@ class SqlListing:
         return ListingOutcome(
             new=change.new, changed=change.changed, unchanged=unchanged, gone=tuple(change.gone), held=held
         )
+
+    def outlook(self, *, complete: bool, accept_removals: bool) -> ListingOutcome:
+        """What `finish` would find; nothing is written. No page may be added afterwards."""
+        kinds = Counter(note.difference for batch in self._notes.batches() for note in batch)
+        new, changed = kinds[Difference.NEW], kinds[Difference.CHANGED] + kinds[Difference.LIFTED]
+        with self._database.read() as connection:
+            source = connection.execute(_SOURCE, {"source": self._source}).first()
+            total, missing = self._missing(connection) if complete and source is not None else (0, [])
+            held = 0
+            if source is not None and not accept_removals and not source.held_removals:
+                held = len(missing) if _is_braked(len(missing), total) else 0
+            named = [] if held else missing
+            gone = connection.execute(select(items.c.key).where(items.c.id.in_(_ids(named)))).scalars()
+            unchanged = self._unchanged + kinds[Difference.MOVED]
+            return ListingOutcome(
+                new=new, changed=changed, unchanged=unchanged, gone=tuple(ItemKey(key) for key in gone), held=held
+            )
 
     def close(self) -> None:
         """Let go of what was noted. Idempotent."""
@@ -418,6 +436,11 @@ def _note(row: Known | None, listed: Listed) -> Note | None:
 
 def _place(note: Note) -> tuple[Any, ...]:
     return note.fingerprint, note.path, note.kind, note.size_bytes, note.modified, note.locator
+
+
+def _ids(these: Sequence[int]) -> Select[Any]:
+    """Any number of ids, as a query: SQLite takes only so many variables."""
+    return select(func.json_each(json.dumps(list(these))).table_valued("value").c.value)
 
 
 def _is_braked(missing: int, total: int) -> bool:

@@ -50,6 +50,7 @@ from engine.model import (
     UserId,
 )
 from engine.policy.lifecycle import check_move
+from engine.policy.retries import keeps_published
 from engine.ports import Attempt, Clock, ItemRecord, ListingOutcome, Move, RunRecord, SourceRecord, UserRecord
 from engine.reasons import CATALOGUE, Reason
 
@@ -199,6 +200,11 @@ class SqlLedger:
         return ListingOutcome(
             new=change.new, changed=change.changed, unchanged=unchanged, gone=tuple(change.gone), held=0
         )
+
+    def has_parts(self, item: ItemId) -> bool:
+        """Attachments of this item are known."""
+        with self._database.read() as connection:
+            return connection.execute(select(items.c.id).where(items.c.parent_id == item).limit(1)).first() is not None
 
     # --- work ----------------------------------------------------------------------------------------------------
 
@@ -415,7 +421,7 @@ class SqlLedger:
         known = [attempt for attempt in tries if attempt.item in standing]
         _execute_many(connection, _ADD_ATTEMPT, [_attempt_row(run, attempt) for attempt in known])
         _execute_many(connection, _TRIM_ATTEMPTS, [(item, item) for item in {attempt.item for attempt in known}])
-        changes, skipped = [], []
+        changes, leaving = [], []
         for move in moves:
             if move.item not in standing:
                 continue
@@ -426,11 +432,11 @@ class SqlLedger:
             _check_failure(move)
             standing[move.item] = (move.state, user_row)
             changes.append(_move_row(move, self._clock.now()))
-            if move.state is ItemState.SKIPPED:
-                skipped.append(move.item)
+            if move.failure is not None and not keeps_published(move.failure.reason):
+                leaving.append(move.item)
         _execute_many(connection, _MOVE, changes)
-        if skipped:
-            these = json.dumps(skipped)
+        if leaving:
+            these = json.dumps(leaving)
             connection.exec_driver_sql(depart("id IN (SELECT value FROM json_each(?))"), (these,))
 
 

@@ -53,6 +53,8 @@ IDLE_SECONDS = 10.0
 GROWTH_BYTES = 300 * 1024**2
 #: Workers of a stage that die in a row before they are ready, until the stage is given up.
 STARTS_IN_A_ROW = 3
+#: Kills from outside that count as one such death.
+KILLS_FOR_A_START = 5
 #: What is kept of a worker's standard error: the end of it.
 STDERR_BYTES = 4096
 #: Blocks of 64 KiB taken in from one worker before the others have their turn: more than the pipe of an honest one
@@ -484,10 +486,10 @@ class Supervisor:
         )
 
     def _note_failed_start(self, worker: Worker, failure: Failure) -> None:
-        if failure.reason is Reason.KILLED:
-            return
-        count = self._failed_starts[worker.stage] = self._failed_starts.get(worker.stage, 0) + 1
-        if count >= STARTS_IN_A_ROW:
+        # A kill from outside says little, so it takes many of them; but a kernel that kills every one would go on.
+        weight = 1 if failure.reason is Reason.KILLED else KILLS_FOR_A_START
+        count = self._failed_starts[worker.stage] = self._failed_starts.get(worker.stage, 0) + weight
+        if count >= STARTS_IN_A_ROW * KILLS_FOR_A_START:
             raise CannotRunError(
                 f"no worker for stage {worker.stage} can be started: {failure.detail or failure.reason}; "
                 "`nightmill doctor` says what is missing"
