@@ -41,13 +41,14 @@ from engine.model import (
 )
 from engine.model import ItemKey as ListedKey
 from engine.parts import PartStore
-from engine.pipeline import Cost, Unit, UserPipeline, Work
+from engine.pipeline import UserPipeline
 from engine.plan import Plan
 from engine.ports import Ask, Clock, Ledger, Return
 from engine.reasons import Reason
 from engine.settings import DEBUG_FILES, Settings
 from engine.survey import Orders, Surveyed, Surveyor, Trouble, try_survey
 from engine.telemetry import Notice, Progressed, Reporter, UserBegan, WorkerDied
+from engine.way import Cost, Unit, Work
 from engine.workers.supervisor import Bounds, Ended, Finished, Lost, Report, Supervisor, Worker
 from indexes import paths
 from indexes.errors import IndexFault
@@ -58,6 +59,8 @@ _log = logging.getLogger(__name__)
 
 #: The longest the loop waits before it looks at clocks again; news end the wait at once.
 TURN_SECONDS = 0.05
+#: Workers of bulk runs: a tenth of the processor's time where others want it too, all of it otherwise.
+BULK_NICENESS = 10
 #: Copies of files at once: a disk or a network folder may be slow.
 FETCH_THREADS = 4
 #: How often free disk space is looked at, and progress said.
@@ -154,6 +157,8 @@ class Coordinator:
             book=desk,
             clock=clock,
             bounds=Bounds(stall_seconds=settings.stall_seconds, wall_seconds=settings.unit_seconds),
+            # Whoever waits for an answer, and the rest of the server, go before bulk work.
+            niceness=0 if lane is Lane.INTERACTIVE else BULK_NICENESS,
         )
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_out, False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -27,6 +27,8 @@ MAX_PART_BYTES = 2_000_000_000
 MAX_FIELD_CHARS = 4_000
 #: Facts of one document; the kinds that are read have about ten.
 MAX_FACTS = 100
+#: Notes of one document.
+MAX_NOTES = 100
 
 #: What a terminal obeys, or takes for the end of a line. Direction marks stay: names in some scripts need them.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -124,7 +126,7 @@ class Document:
             pages=pages,
             parts=parts,
             facts={_short({"name": key}, "name"): _short(facts, key) for key in facts},
-            notes=tuple(_short({"note": note}, "note") for note in _list(table, "notes", 100)),
+            notes=tuple(_short({"note": note}, "note") for note in _list(table, "notes", MAX_NOTES)),
         )
 
 
@@ -156,6 +158,27 @@ class Chunk:
             keywords=_text(table, "keywords", 400_000),
             page=_count(table, "page"),
         )
+
+
+def cut_to_limit(document: Document) -> Document:
+    """The document with as much text as one may have, and a note where that is not all."""
+    left, pages = MAX_TEXT_CHARS, []
+    for page in document.pages:
+        pages.append(replace(page, text=page.text[:left]) if len(page.text) > left else page)
+        left -= len(pages[-1].text)
+    if pages == list(document.pages):
+        return document
+    note = f"partial: the text was cut at {MAX_TEXT_CHARS} characters"
+    return replace(document, pages=tuple(pages), notes=(*document.notes[: MAX_NOTES - 1], note))
+
+
+def merge_page(page: Page, recognised: Page | None) -> Page:
+    """A page with what OCR found; where that failed, what was there before is better than nothing."""
+    if not page.needs_ocr:
+        return page
+    if recognised is None or recognised.method is Method.NONE:
+        return replace(page, needs_ocr=False)
+    return recognised
 
 
 def _page(value: object) -> Page:

@@ -16,12 +16,11 @@ import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.document import MAX_TEXT_CHARS, Chunk, Document, Method, Page
+from engine.document import MAX_NOTES, Chunk, Document, Method, Page, cut_to_limit, merge_page
 from engine.errors import MalformedMessage
 from engine.model import (
     Failure,
@@ -29,7 +28,6 @@ from engine.model import (
     ItemId,
     ItemKey,
     ItemState,
-    Kind,
     Listed,
     RunId,
     SourceId,
@@ -44,6 +42,22 @@ from engine.policy.retries import after_failure, keeps_published
 from engine.ports import Attempt, Clock, FetchFailed, ItemRecord, Ledger, Move, Source
 from engine.reasons import CATALOGUE, Reason
 from engine.telemetry import ItemSettled, Notice, Reporter
+from engine.way import (
+    Cost,
+    Item,
+    Piece,
+    Unit,
+    Work,
+    attempt_of,
+    date_of,
+    ending_of,
+    extraction_of,
+    file_name_of,
+    kind_of,
+    part_fingerprint,
+    prefix_of,
+    record_of,
+)
 from engine.workers import results
 from indexes import records
 from indexes.records import Entry
@@ -57,8 +71,6 @@ PUBLISH_ITEMS, PUBLISH_SECONDS = 200, 5.0
 MOST_NESTED = 5
 #: Text of one page that OCR read; the densest printed pages hold some 20,000.
 MAX_PAGE_CHARS = 1_000_000
-#: As document.py has it.
-MAX_NOTES = 100
 #: Names of attachments are parts of paths, and those of messages.
 _PART_NAME_CHARS = 255
 #: Separates the key of a mail from the number of its part. No path holds two slashes in a row.
@@ -67,85 +79,6 @@ PART_MARK = "//"
 _HINT_CHARS = 1000
 #: A FAISS file of a million vectors of 384 numbers has 1.5 GB.
 _MOST_FAISS_BYTES = 64 << 30
-
-
-@dataclass(slots=True)
-class Work:
-    """What a run has really done, over all users."""
-
-    extracted: int = 0
-    ocr_pages: int = 0
-    chunked: int = 0
-    embedded: int = 0
-    published: int = 0
-    removed: int = 0
-    items_indexed: int = 0
-    items_skipped: int = 0
-    items_failed: int = 0
-    attempts_failed: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Item:
-    """An item on its way: small, whatever the size of its document."""
-
-    record: ItemRecord
-    content: str = ""
-    extract: str = ""
-    media_type: str = ""
-    kind: Kind = Kind.FILE
-    title: str = ""
-    facts: Mapping[str, str] = field(default_factory=dict)
-    chars: int = 0
-    partial: bool = False
-    pages_left: set[int] = field(default_factory=set)
-    missing: set[bytes] = field(default_factory=set)
-
-    @property
-    def key(self) -> records.ItemKey:
-        return int(self.record.source), str(self.record.key)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Piece:
-    """What one order of a unit is about."""
-
-    estimate: Estimate
-    item: _Item | None = None
-    page: int = 0
-    content: str = ""
-    texts: tuple[tuple[bytes, str], ...] = ()
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Unit:
-    """What one lease works on. `orders`: the pieces that went to the worker, in the order of their indices."""
-
-    number: int
-    user: UserId
-    stage: Stage
-    pieces: tuple[Piece, ...]
-    orders: list[Piece] = field(default_factory=list)
-
-    @property
-    def needs_fetch(self) -> bool:
-        """Bytes have to be copied before it can begin."""
-        return self.stage in (Stage.EXTRACT, Stage.OCR)
-
-    @property
-    def seconds(self) -> float:
-        """Predicted CPU seconds."""
-        return sum(piece.estimate.seconds for piece in self.pieces)
-
-    @property
-    def memory_bytes(self) -> int:
-        """Predicted peak."""
-        return max(piece.estimate.memory_bytes for piece in self.pieces)
-
-    @property
-    def limit_bytes(self) -> int:
-        """What the worker may use before it meets an error; 0: no limit."""
-        return max(piece.estimate.limit_bytes for piece in self.pieces)
 
 
 class UserPipeline:
@@ -175,13 +108,13 @@ class UserPipeline:
         self._most_items, self._remove_nothing = most_items, remove_nothing
         #: Pending items that a trial does not read.
         self._left_out: set[ItemId] = set()
-        self._items: dict[ItemId, _Item] = {}
-        self._to_extract: deque[_Item] = deque()
-        self._to_ocr: deque[tuple[_Item, int]] = deque()
-        self._to_chunk: deque[_Item] = deque()
+        self._items: dict[ItemId, Item] = {}
+        self._to_extract: deque[Item] = deque()
+        self._to_ocr: deque[tuple[Item, int]] = deque()
+        self._to_chunk: deque[Item] = deque()
         self._texts: dict[bytes, str] = {}
-        self._wanted: dict[bytes, list[_Item]] = {}
-        self._ready: list[_Item] = []
+        self._wanted: dict[bytes, list[Item]] = {}
+        self._ready: list[Item] = []
         self._removals: set[records.ItemKey] = set() if remove_nothing else set(removed)
         #: Parts whose bytes are gone, by the mail that is read again for them.
         self._held: dict[ItemId, ItemId] = {}
@@ -258,7 +191,7 @@ class UserPipeline:
                 if not self._may_take(record):
                     self._left_out.add(record.id)
                     continue
-                item = _Item(record=record, kind=record.kind)
+                item = Item(record=record, kind=record.kind)
                 self._items[record.id] = item
                 self._resume(item)
 
@@ -269,7 +202,7 @@ class UserPipeline:
         self._taken += 1
         return self._taken <= self._most_items
 
-    def _is_live(self, item: _Item | None) -> bool:
+    def _is_live(self, item: Item | None) -> bool:
         """The item is still on its way, and this is it: it was not settled, taken out, or taken up anew."""
         return item is None or self._items.get(item.record.id) is item
 
@@ -277,7 +210,7 @@ class UserPipeline:
         if not self._remove_nothing:
             self._removals.add(key)
 
-    def _resume(self, item: _Item) -> None:
+    def _resume(self, item: Item) -> None:
         read = self._writer.find_read(*item.key)
         if read is None or read.fingerprint != item.record.fingerprint or item.record.id in self._fresh:
             self._to_extract.append(item)
@@ -293,7 +226,7 @@ class UserPipeline:
         else:
             self._go_on(item)
 
-    def _known_document(self, item: _Item) -> Document | None:
+    def _known_document(self, item: Item) -> Document | None:
         """What was found in these bytes before, if it is up to date; the item's own fields are filled in from it."""
         for version in self._plan.extracts:
             known = self._writer.find_document(item.content, version)
@@ -307,7 +240,7 @@ class UserPipeline:
                 return document
         return None
 
-    def _describe(self, item: _Item, document: Document, version: str) -> None:
+    def _describe(self, item: Item, document: Document, version: str) -> None:
         item.extract, item.media_type, item.kind = version, document.media_type, document.kind
         item.title, item.facts = document.title, document.facts
         item.chars = sum(len(page.text) for page in document.pages)
@@ -323,9 +256,9 @@ class UserPipeline:
         return unit
 
     def _take_extracts(self) -> list[Piece]:
-        return self._take(self._to_extract, Stage.EXTRACT, _extract_estimate)
+        return self._take(self._to_extract, Stage.EXTRACT, extraction_of)
 
-    def _take(self, queue: deque[_Item], stage: Stage, estimate: Callable[[_Item], Estimate]) -> list[Piece]:
+    def _take(self, queue: deque[Item], stage: Stage, estimate: Callable[[Item], Estimate]) -> list[Piece]:
         """The next orders of a queue; an item that was suspect once goes alone."""
         while queue and not self._is_live(queue[0]):
             queue.popleft()
@@ -342,7 +275,7 @@ class UserPipeline:
                 pieces.append(Piece(item=item, estimate=guess))
         return pieces
 
-    def _chunk_estimate(self, item: _Item) -> Estimate:
+    def _chunk_estimate(self, item: Item) -> Estimate:
         return estimates.chunking(chars=item.chars, failures=item.record.attempts)
 
     def _take_pages(self) -> list[Piece]:
@@ -395,7 +328,7 @@ class UserPipeline:
     def fetch(self, unit: Unit, inbox: Path) -> list[Fetched | Failure]:
         """Copy the bytes that a unit needs, one file for each extract order, one in all for OCR. Runs on any thread."""
         wanted = unit.pieces if unit.stage is Stage.EXTRACT else unit.pieces[:1]
-        return [self._fetch_one(piece, inbox / _file_name(unit, index)) for index, piece in enumerate(wanted)]
+        return [self._fetch_one(piece, inbox / file_name_of(unit, index)) for index, piece in enumerate(wanted)]
 
     def _fetch_one(self, piece: Piece, target: Path) -> Fetched | Failure:
         assert piece.item is not None
@@ -422,13 +355,15 @@ class UserPipeline:
             case Stage.CHUNK:
                 orders = list(self._chunk_orders(unit, inbox))
             case Stage.EMBED:
-                name = f"{_prefix(unit, 0)}.texts.json"
+                name = f"{prefix_of(unit, 0)}.texts.json"
                 _write(inbox / name, json.dumps([text for _, text in unit.pieces[0].texts]).encode())
-                orders = [{"file": name, "prefix": _prefix(unit, 0)}]
+                orders = [{"file": name, "prefix": prefix_of(unit, 0)}]
                 unit.orders = list(unit.pieces)
             case _:
                 self._exported = self._writer.export_vectors(inbox / "ids.i64", inbox / "vectors.f32")
-                orders = [{"file": "vectors.f32", "ids": "ids.i64", "dim": self._plan.dim, "prefix": _prefix(unit, 0)}]
+                orders = [
+                    {"file": "vectors.f32", "ids": "ids.i64", "dim": self._plan.dim, "prefix": prefix_of(unit, 0)}
+                ]
                 unit.orders = list(unit.pieces)
         if not orders:
             self.end_unit(unit)
@@ -447,7 +382,7 @@ class UserPipeline:
                 continue
             if copy.fingerprint and copy.fingerprint != item.record.fingerprint:
                 item.record = replace(item.record, fingerprint=copy.fingerprint)
-            item.content = copy.sha256 + _ending(item.record)
+            item.content = copy.sha256 + ending_of(item.record)
             if item.record.id not in self._fresh:
                 document = self._known_document(item)
                 # Attachments lie nowhere but in the mail itself, so a mail is taken apart again.
@@ -458,10 +393,10 @@ class UserPipeline:
                     continue
             unit.orders.append(piece)
             yield {
-                "file": _file_name(unit, index),
+                "file": file_name_of(unit, index),
                 "name": item.record.path[-_HINT_CHARS:],
                 "kind": item.record.kind.value,
-                "prefix": _prefix(unit, index),
+                "prefix": prefix_of(unit, index),
             }
 
     def _ocr_orders(self, unit: Unit, copy: Fetched | Failure) -> Iterator[Mapping[str, Any]]:
@@ -473,7 +408,7 @@ class UserPipeline:
             self._drop_pages(unit)
             self._fetch_failed(item, copy)
             return
-        if copy.sha256 + _ending(item.record) != item.content:
+        if copy.sha256 + ending_of(item.record) != item.content:
             # Written to since it was extracted: what is known of it belongs to other bytes.
             self._drop_pages(unit)
             if copy.fingerprint:
@@ -485,10 +420,10 @@ class UserPipeline:
         for index, piece in enumerate(unit.pieces):
             unit.orders.append(piece)
             yield {
-                "file": _file_name(unit, 0),
+                "file": file_name_of(unit, 0),
                 "media_type": item.media_type,
                 "page": piece.page,
-                "prefix": _prefix(unit, index),
+                "prefix": prefix_of(unit, index),
             }
 
     def _chunk_orders(self, unit: Unit, inbox: Path) -> Iterator[Mapping[str, Any]]:
@@ -502,11 +437,11 @@ class UserPipeline:
                 continue
             table = json.loads(document)
             table["title"] = self._title(item)
-            _write(inbox / _file_name(unit, index), json.dumps(table).encode())
+            _write(inbox / file_name_of(unit, index), json.dumps(table).encode())
             unit.orders.append(piece)
-            yield {"file": _file_name(unit, index), "prefix": _prefix(unit, index)}
+            yield {"file": file_name_of(unit, index), "prefix": prefix_of(unit, index)}
 
-    def _title(self, item: _Item) -> str:
+    def _title(self, item: Item) -> str:
         """What a hit shows: the document's own title, else the name of the item."""
         return item.title.strip() or item.record.path.rpartition("/")[2] or str(item.record.path)
 
@@ -570,7 +505,7 @@ class UserPipeline:
             case _:
                 self._indexed(unit, result, outbox)
 
-    def _extracted(self, item: _Item | None, result: Mapping[str, Any], outbox: Path) -> None:
+    def _extracted(self, item: Item | None, result: Mapping[str, Any], outbox: Path) -> None:
         assert item is not None
         document = _fit(item.record, Document.from_json(results.read_json(outbox, result, "document")))
         self._take_parts(item, document, outbox)
@@ -585,7 +520,7 @@ class UserPipeline:
         self._work.extracted += 1
         self._go_on(item)
 
-    def _take_parts(self, item: _Item, document: Document, outbox: Path) -> None:
+    def _take_parts(self, item: Item, document: Document, outbox: Path) -> None:
         """Attachments become items: their bytes are laid by first, then the ledger hears of them.
 
         Those that were there before and are not any more are gone, whatever the item was then.
@@ -598,11 +533,11 @@ class UserPipeline:
             listed.append(
                 Listed(
                     key=ItemKey(f"{record.key}{PART_MARK}{number}"),
-                    fingerprint=_fingerprint(sha256, part.name),
+                    fingerprint=part_fingerprint(sha256, part.name),
                     path=f"{record.path}/{part.name[:_PART_NAME_CHARS] or f'part {number + 1}'}",
                     size_bytes=size,
                     modified=record.modified,
-                    kind=_kind_of(part.media_type),
+                    kind=kind_of(part.media_type),
                     locator={"part": name},
                 )
             )
@@ -627,7 +562,7 @@ class UserPipeline:
         if not item.pages_left and item.record.id in self._items:
             self._go_on(item)
 
-    def _go_on(self, item: _Item) -> None:
+    def _go_on(self, item: Item) -> None:
         """A document is there: its pages to OCR, if some are left; else the whole of it to be cut."""
         if item.pages_left:
             self._to_ocr.extend((item, page) for page in sorted(item.pages_left))
@@ -636,7 +571,7 @@ class UserPipeline:
             return
         self._to_chunk.append(item)
 
-    def _merge_pages(self, item: _Item) -> bool:
+    def _merge_pages(self, item: Item) -> bool:
         """Put recognised pages into their document. False: nothing could be read, and the item has failed."""
         recognised = self._writer.pages(item.content)
         stored = self._writer.find_document(item.content, item.extract)
@@ -653,29 +588,29 @@ class UserPipeline:
         if not pages:
             return True
         lost = sorted(number for number, page in pages.items() if page.method is Method.NONE)
-        merged = tuple(_merged(page, pages.get(page.number)) for page in document.pages)
+        merged = tuple(merge_page(page, pages.get(page.number)) for page in document.pages)
         notes = document.notes
         if lost:
             notes = (*notes[: MAX_NOTES - 2], f"partial: the pages {', '.join(map(str, lost[:20]))} could not be read")
             if len(lost) == len(document.pages) and not any(page.text.strip() for page in merged):
                 self._settle(item, ItemState.FAILED, Failure(reason=Reason.OCR_FAILED, detail="no page could be read"))
                 return False
-        whole = _cut(replace(document, pages=merged, notes=notes))
+        whole = cut_to_limit(replace(document, pages=merged, notes=notes))
         self._writer.save_document(item.content, item.extract, json.dumps(whole.to_json()).encode())
         self._describe(item, whole, item.extract)
         return True
 
-    def _chunked(self, item: _Item | None, result: Mapping[str, Any], outbox: Path) -> None:
+    def _chunked(self, item: Item | None, result: Mapping[str, Any], outbox: Path) -> None:
         assert item is not None
         table = results.read_json(outbox, result, "chunks")
         if not isinstance(table, list):
             raise MalformedMessage("chunks is not a list")
-        chunks = tuple(_record(Chunk.from_json(entry)) for entry in table)
+        chunks = tuple(record_of(Chunk.from_json(entry)) for entry in table)
         self._writer.save_chunks(*item.key, self._plan.chunking, chunks)
         self._work.chunked += 1
         self._have_chunks(item, chunks)
 
-    def _have_chunks(self, item: _Item, chunks: Sequence[records.Chunk]) -> None:
+    def _have_chunks(self, item: Item, chunks: Sequence[records.Chunk]) -> None:
         if self._plan.dim:
             texts = {text_hash(chunk.text): chunk.text for chunk in chunks}
             item.missing = self._writer.unknown(self._plan.model, list(texts))
@@ -720,7 +655,7 @@ class UserPipeline:
 
     # --- failures ---
 
-    def _fetch_failed(self, item: _Item, failure: Failure) -> None:
+    def _fetch_failed(self, item: Item, failure: Failure) -> None:
         record = item.record
         if record.id not in self._items:
             return  # Settled meanwhile, by another unit of its pages.
@@ -735,7 +670,7 @@ class UserPipeline:
             self._exhausted = False
             return
         now = self._clock.now()
-        self._attempts.append(_attempt(record.id, Stage.EXTRACT, "", failure, Cost(began=now)))
+        self._attempts.append(attempt_of(record.id, Stage.EXTRACT, "", failure, Cost(began=now)))
         skip = CATALOGUE[failure.reason].skip
         self._settle(item, ItemState.SKIPPED if skip else ItemState.FAILED, failure)
 
@@ -829,7 +764,7 @@ class UserPipeline:
         item = unit.pieces[0].item
         self._to_ocr = deque(entry for entry in self._to_ocr if entry[0] is not item)
 
-    def _settle(self, item: _Item, state: ItemState, failure: Failure) -> None:
+    def _settle(self, item: Item, state: ItemState, failure: Failure) -> None:
         """The item has ended without being indexed."""
         record = item.record
         self._to_ocr = deque(entry for entry in self._to_ocr if entry[0] is not item)
@@ -883,7 +818,7 @@ class UserPipeline:
         self._publish()
         self._published_at = now
 
-    def _entries(self, items: Sequence[_Item], published: set[records.ItemKey], moves: list[Move]) -> Iterator[Entry]:
+    def _entries(self, items: Sequence[Item], published: set[records.ItemKey], moves: list[Move]) -> Iterator[Entry]:
         """One after the other, as the transaction takes them in: chunks of many items are never held together."""
         for item in items:
             entry = self._entry(item) if self._is_live(item) else None
@@ -931,7 +866,7 @@ class UserPipeline:
                     ItemSettled(user=self.user, path=item.record.path, state=ItemState.INDEXED, reason=None, detail="")
                 )
 
-    def _entry(self, item: _Item) -> Entry | None:
+    def _entry(self, item: Item) -> Entry | None:
         read = self._writer.find_read(*item.key)
         if read is None or read.chunks is None:
             return None
@@ -948,7 +883,7 @@ class UserPipeline:
             media_type=item.media_type,
             title=self._title(item),
             path=record.path,
-            date=_date_of(item),
+            date=date_of(item),
             facts=dict(item.facts),
             partial=item.partial,
             chunks=read.chunks,
@@ -960,81 +895,19 @@ class UserPipeline:
         """Write the attempt down. An order of texts belongs to many items; its failure is told of one of them."""
         part = f"page {piece.page}" if unit.stage is Stage.OCR else ""
         if piece.item is not None:
-            self._attempts.append(_attempt(piece.item.record.id, unit.stage, part, failure, cost))
+            self._attempts.append(attempt_of(piece.item.record.id, unit.stage, part, failure, cost))
         elif failure is not None and piece.texts:
             for item in self._wanted.get(piece.texts[0][0], ())[:1]:
-                self._attempts.append(_attempt(item.record.id, unit.stage, part, failure, cost))
+                self._attempts.append(attempt_of(item.record.id, unit.stage, part, failure, cost))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """What an attempt took: when it began (seconds since the epoch), wall and CPU seconds, peak memory."""
-
-    began: float
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    peak_bytes: int = 0
+def _write(target: Path, data: bytes) -> None:
+    with open(target, "xb") as file:
+        file.write(data)
 
 
-def _attempt(item: ItemId, stage: Stage, part: str, failure: Failure | None, cost: Cost) -> Attempt:
-    return Attempt(
-        item=item,
-        stage=stage,
-        part=part,
-        failure=failure,
-        started=cost.began,
-        seconds=cost.seconds,
-        cpu_seconds=cost.cpu_seconds,
-        peak_bytes=cost.peak_bytes,
-    )
-
-
-def _extract_estimate(item: _Item) -> Estimate:
-    record = item.record
-    return estimates.extraction(size_bytes=record.size_bytes, ending=_ending(record), failures=record.attempts)
-
-
-def _ending(record: ItemRecord) -> str:
-    """The ending of the name, which may decide how the same bytes are read (".csv"); mails and events have none."""
-    match record.kind:
-        case Kind.MAIL:
-            return ".eml"
-        case Kind.EVENT:
-            return ".ics"
-        case _:
-            name = record.path.rpartition("/")[2]
-            ending = name.rpartition(".")[2].lower() if "." in name else ""
-            return f".{ending}" if ending.isalnum() and ending.isascii() and len(ending) <= 10 else ""
-
-
-def _fingerprint(sha256: str, name: str) -> Any:
-    return f"{sha256}{Path(name).suffix[:10]}"
-
-
-def _kind_of(media_type: str) -> Kind:
-    match media_type:
-        case "message/rfc822":
-            return Kind.MAIL
-        case "text/calendar":
-            return Kind.EVENT
-        case _:
-            return Kind.FILE
-
-
-def _date_of(item: _Item) -> float | None:
-    """Seconds since the epoch: what the content says, else when the item was last changed."""
-    for name in ("date", "start"):
-        try:
-            # RFC 9557 puts the name of the time zone behind the offset, in brackets.
-            moment = datetime.fromisoformat(item.facts.get(name, "").partition("[")[0])
-        except ValueError:
-            continue
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    return item.record.modified or None
-
-
-def _record(chunk: Chunk) -> records.Chunk:
-    return records.Chunk(kind=chunk.kind.value, text=chunk.text, keywords=chunk.keywords, page=chunk.page)
+def _first(queue: deque[Item], count: int) -> list[Item]:
+    return [queue[index] for index in range(min(count, len(queue)))]
 
 
 def _fit(record: ItemRecord, document: Document) -> Document:
@@ -1046,41 +919,3 @@ def _fit(record: ItemRecord, document: Document) -> Document:
         note = f"partial: attachments more than {MOST_NESTED} deep were not read"
         document = replace(document, parts=(), notes=(*document.notes[: MAX_NOTES - 1], note))
     return document
-
-
-def _cut(document: Document) -> Document:
-    """The document with as much text as one may have, and a note where that is not all."""
-    left, pages = MAX_TEXT_CHARS, []
-    for page in document.pages:
-        pages.append(replace(page, text=page.text[:left]) if len(page.text) > left else page)
-        left -= len(pages[-1].text)
-    if pages == list(document.pages):
-        return document
-    note = f"partial: the text was cut at {MAX_TEXT_CHARS} characters"
-    return replace(document, pages=tuple(pages), notes=(*document.notes[: MAX_NOTES - 1], note))
-
-
-def _merged(page: Page, recognised: Page | None) -> Page:
-    """A page with what OCR found; where that failed, what was there before is better than nothing."""
-    if not page.needs_ocr:
-        return page
-    if recognised is None or recognised.method is Method.NONE:
-        return replace(page, needs_ocr=False)
-    return recognised
-
-
-def _prefix(unit: Unit, index: int) -> str:
-    return f"u{unit.number}-{index}"
-
-
-def _file_name(unit: Unit, index: int) -> str:
-    return f"{_prefix(unit, index)}.bytes"
-
-
-def _write(target: Path, data: bytes) -> None:
-    with open(target, "xb") as file:
-        file.write(data)
-
-
-def _first(queue: deque[_Item], count: int) -> list[_Item]:
-    return [queue[index] for index in range(min(count, len(queue)))]

@@ -181,9 +181,11 @@ class Supervisor:
         clock: Clock,
         bounds: Bounds | None = None,
         package: str = "engine.workers",
+        niceness: int = 0,
     ) -> None:
-        """`package` holds the stages, a module each, named as the stage is."""
+        """package: holds the stages, a module each, named as the stage is; niceness: of the workers, as in nice(1)."""
         self._package = package
+        self._niceness = niceness
         self._spool = spool
         self._book = book
         self._clock = clock
@@ -241,6 +243,8 @@ class Supervisor:
         finally:
             theirs.close()
         now = self._clock.monotonic()
+        if self._niceness:
+            os.setpriority(os.PRIO_PROCESS, process.pid, self._niceness)
         started = processes.start_time(process.pid)
         self._book.note_worker(process.pid, started)
         worker = Worker(

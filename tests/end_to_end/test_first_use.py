@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 
 import docx
@@ -180,6 +181,35 @@ def test_extract_shows_what_is_seen(mill: Mill, home: Path) -> None:
     assert "copper wire" in table["text"]
     assert table["pages"][0]["confidence"] > 50
     assert mill.json("extract", str(home / "stock.csv"))["type"] == "text/csv"
+
+
+@pytest.mark.tesseract
+def test_the_other_ocr_backend_reads_too(mill: Mill, tmp_path: Path) -> None:
+    """With the tesseract program in place of the wheel, scans and pictures are read as well."""
+    if shutil.which("tesseract") is None:
+        pytest.skip("the tesseract program is not installed (scripts/test installs it through apt when it may)")
+    home = tmp_path / "scans"
+    home.mkdir()
+    files.scanned_pdf(home / "scan.pdf", "Receipt for copper wire", "and for two anchors")
+    files.picture("The ferry leaves").save(home / "ferry.png")
+    mill.environ["NIGHTMILL_OCR_BACKEND"] = "pytesseract"
+    mill.run("users", "add", "ann", f"folder:{home}")
+    assert mill.json("init")["work"]["ocr_pages"] == 3
+    assert mill.hits("ann", "copper wire", "--mode", "keyword") == ["scan.pdf"]
+    assert mill.hits("ann", "ferry leaves", "--mode", "keyword") == ["ferry.png"]
+
+
+def test_a_new_stage_version_redoes_that_stage_alone(mill: Mill, home: Path) -> None:
+    """What was cut by an older release is cut again, and nothing is extracted; what was read by one is read again."""
+    mill.run("users", "add", "ann", f"folder:{home}")
+    mill.run("init")
+    for column, extracted in (("chunking", 0), ("extract", 7)):
+        with sqlite3.connect(mill.data_dir / "indexes" / "ann" / "index.db") as index:
+            index.execute(f"UPDATE items SET {column} = 'older'")
+            index.execute("UPDATE documents SET extract = 'older'" if extracted else "SELECT 1")
+        report = mill.json("init")
+        assert (report["work"]["extracted"], report["work"]["published"]) == (extracted, 7)
+        assert set(mill.json("init")["work"].values()) == {0}
 
 
 def test_status_and_completion(mill: Mill, home: Path) -> None:

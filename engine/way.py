@@ -1,0 +1,183 @@
+"""What a run works with: items on their way, the units made of them, and what all of it cost.
+
+Rule: records and what follows from them alone. Nothing here opens a file, asks for a token or remembers another item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import PurePath
+
+from engine.document import Chunk
+from engine.model import Failure, Fingerprint, ItemId, Kind, Stage, UserId
+from engine.policy import estimates
+from engine.policy.estimates import Estimate
+from engine.ports import Attempt, ItemRecord
+from indexes import records
+
+
+@dataclass(slots=True)
+class Work:
+    """What a run has really done, over all users."""
+
+    extracted: int = 0
+    ocr_pages: int = 0
+    chunked: int = 0
+    embedded: int = 0
+    published: int = 0
+    removed: int = 0
+    items_indexed: int = 0
+    items_skipped: int = 0
+    items_failed: int = 0
+    attempts_failed: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """An item on its way: small, whatever the size of its document."""
+
+    record: ItemRecord
+    content: str = ""
+    extract: str = ""
+    media_type: str = ""
+    kind: Kind = Kind.FILE
+    title: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    chars: int = 0
+    partial: bool = False
+    pages_left: set[int] = field(default_factory=set)
+    missing: set[bytes] = field(default_factory=set)
+
+    @property
+    def key(self) -> records.ItemKey:
+        return int(self.record.source), str(self.record.key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Piece:
+    """What one order of a unit is about."""
+
+    estimate: Estimate
+    item: Item | None = None
+    page: int = 0
+    content: str = ""
+    texts: tuple[tuple[bytes, str], ...] = ()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Unit:
+    """What one lease works on. `orders`: the pieces that went to the worker, in the order of their indices."""
+
+    number: int
+    user: UserId
+    stage: Stage
+    pieces: tuple[Piece, ...]
+    orders: list[Piece] = field(default_factory=list)
+
+    @property
+    def needs_fetch(self) -> bool:
+        """Bytes have to be copied before it can begin."""
+        return self.stage in (Stage.EXTRACT, Stage.OCR)
+
+    @property
+    def seconds(self) -> float:
+        """Predicted CPU seconds."""
+        return sum(piece.estimate.seconds for piece in self.pieces)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Predicted peak."""
+        return max(piece.estimate.memory_bytes for piece in self.pieces)
+
+    @property
+    def limit_bytes(self) -> int:
+        """What the worker may use before it meets an error; 0: no limit."""
+        return max(piece.estimate.limit_bytes for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What an attempt took: when it began (seconds since the epoch), wall and CPU seconds, peak memory."""
+
+    began: float
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+def attempt_of(item: ItemId, stage: Stage, part: str, failure: Failure | None, cost: Cost) -> Attempt:
+    """The ledger's record of one try at one stage of an item."""
+    return Attempt(
+        item=item,
+        stage=stage,
+        part=part,
+        failure=failure,
+        started=cost.began,
+        seconds=cost.seconds,
+        cpu_seconds=cost.cpu_seconds,
+        peak_bytes=cost.peak_bytes,
+    )
+
+
+def extraction_of(item: Item) -> Estimate:
+    """What extracting the item is expected to take."""
+    record = item.record
+    return estimates.extraction(size_bytes=record.size_bytes, ending=ending_of(record), failures=record.attempts)
+
+
+def ending_of(record: ItemRecord) -> str:
+    """The ending of the name, which may decide how the same bytes are read (".csv"); mails and events have none."""
+    match record.kind:
+        case Kind.MAIL:
+            return ".eml"
+        case Kind.EVENT:
+            return ".ics"
+        case _:
+            name = record.path.rpartition("/")[2]
+            ending = name.rpartition(".")[2].lower() if "." in name else ""
+            return f".{ending}" if ending.isalnum() and ending.isascii() and len(ending) <= 10 else ""
+
+
+def part_fingerprint(sha256: str, name: str) -> Fingerprint:
+    """Of an attachment: its bytes, and the ending that may decide how they are read."""
+    return Fingerprint(f"{sha256}{PurePath(name).suffix[:10]}")
+
+
+def kind_of(media_type: str) -> Kind:
+    """What an attachment of this type is to the person who searches."""
+    match media_type:
+        case "message/rfc822":
+            return Kind.MAIL
+        case "text/calendar":
+            return Kind.EVENT
+        case _:
+            return Kind.FILE
+
+
+def date_of(item: Item) -> float | None:
+    """Seconds since the epoch: what the content says, else when the item was last changed."""
+    for name in ("date", "start"):
+        try:
+            # RFC 9557 puts the name of the time zone behind the offset, in brackets.
+            moment = datetime.fromisoformat(item.facts.get(name, "").partition("[")[0])
+        except ValueError:
+            continue
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return item.record.modified or None
+
+
+def record_of(chunk: Chunk) -> records.Chunk:
+    """The chunk as the index takes it."""
+    return records.Chunk(kind=chunk.kind.value, text=chunk.text, keywords=chunk.keywords, page=chunk.page)
+
+
+def prefix_of(unit: Unit, index: int) -> str:
+    """What the names of results of this order begin with."""
+    return f"u{unit.number}-{index}"
+
+
+def file_name_of(unit: Unit, index: int) -> str:
+    """The name of the order's file in the inbox."""
+    return f"{prefix_of(unit, index)}.bytes"
