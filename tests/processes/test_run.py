@@ -1,0 +1,73 @@
+"""A run as its own process sees it: deadlines, and what is left behind when it ends early."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.desk import stop_scheduler
+from engine.errors import UsageError
+from engine.model import Lane, UserId
+from engine.run import open_own_ledger, run, seconds_until
+from engine.settings import Settings, load_settings
+from engine.survey import Orders
+from engine.telemetry import SilentReporter
+from tests.mill import wait_until
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A data directory with one user of a few files; keyword search only."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for number in range(5):
+        (home / f"{number}.txt").write_text(f"The sanderling number {number}.")
+    made = load_settings({"NIGHTMILL_DATA_DIR": str(tmp_path / "var"), "NIGHTMILL_EMBEDDER": "none"}, dotenv=None)
+    with open_own_ledger(made) as ledger:
+        ledger.add_user(UserId("ann"), [f"folder:{home}"])
+    return made
+
+
+def _run(settings: Settings, until: float | None) -> int:
+    report = run(settings, None, kind="init", lane=Lane.BULK, orders=Orders(), reporter=SilentReporter(), until=until)
+    assert report.counts.found in (0, 5)
+    return report.exit_code
+
+
+def test_a_deadline_ends_a_run_and_the_next_one_goes_on(settings: Settings) -> None:
+    """After the deadline nothing is begun: exit code 5, nothing left behind; the next run does all of it."""
+    assert _run(settings, time.time() - 1.0) == 5
+    assert os.listdir(settings.data_dir / "spool") == []
+    with open_own_ledger(settings) as ledger:
+        assert ledger.counts().indexed == 0
+        assert ledger.last_runs(1)[0].exit_code == 5
+    assert _run(settings, time.time() + 3600) == 0
+    with open_own_ledger(settings) as ledger:
+        assert ledger.counts().indexed == 5
+    stop_scheduler(settings.data_dir)
+
+
+def test_runs_leave_no_descriptor_open(settings: Settings) -> None:
+    """A process that makes one run after another holds no more files afterwards."""
+    stop_scheduler(settings.data_dir)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        assert _run(settings, None) == 0
+    # The desk's watch thread looks up within a second.
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, "no more open files than before")
+    stop_scheduler(settings.data_dir)
+
+
+def test_a_time_of_day_is_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """06:00 is this morning before six, and tomorrow's after; anything else is refused."""
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    midnight = 1_750_032_000.0  # 2025-06-16 00:00 UTC
+    assert seconds_until("06:00", midnight + 5 * 3600) == midnight + 6 * 3600
+    assert seconds_until("06:00", midnight + 7 * 3600) == midnight + 30 * 3600
+    for wrong in ("6", "25:00", "soon", ""):
+        with pytest.raises(UsageError, match="06:00"):
+            seconds_until(wrong, midnight)
