@@ -17,6 +17,10 @@ import Stemmer
 from engine.document import Chunk, ChunkKind, Document
 from engine.model import Kind
 
+#: Facts that identify or count and are no words of the item: kept beside it, never in the text of a chunk.
+_UNSAID: Final = frozenset(
+    {"uid", "url", "rrule", "events", "message_id", "in_reply_to", "references", "list_id", "size"}
+)
 #: Text is measured in slices of at most so many characters: the cost of a chunk then does not grow with the length
 #: of the document, and no chunk is ever longer.
 BLOCK_CHARS: Final = 4_000
@@ -229,7 +233,8 @@ def chunks_of(document: Document, *, measure: Measure, max_tokens: int) -> tuple
 
     Files: one or more FILE_SUM (title, facts, extractive summary: a picture without text is still found by its name)
     and the FILE_CHUNKs of every page. Mails: EMAIL_TITLE (subject, sender, recipients) and EMAIL_SUM (the whole mail).
-    Events: SCHEDULE_CONTEXT. What is too long becomes several chunks; no character but outer blanks is left out.
+    Events: SCHEDULE_CONTEXT. What is too long becomes several chunks. Left out are outer blanks, and a chunk in which
+    there is no word: a line of dashes answers nothing.
     """
     pages = [(page.number, page.text) for page in document.pages]
     match document.kind:
@@ -250,6 +255,7 @@ def chunks_of(document: Document, *, measure: Measure, max_tokens: int) -> tuple
         Chunk(kind=kind, text=piece, keywords=" ".join(keywords(piece)), page=number)
         for kind, number, text in parts
         for piece in cut(text, measure=measure, max_tokens=max_tokens)
+        if _WORD.search(piece)
     )
 
 
@@ -304,8 +310,12 @@ def _break_before(window: str, limit: int) -> int:
 
 
 def _labelled(document: Document, facts: Sequence[str]) -> str:
-    """The title and the named facts, a line each. Facts that repeat the title are left out."""
-    values = [document.title, *(document.facts.get(name, "") for name in facts)]
+    """The title and the named facts, a line each, but what is _UNSAID. Facts that repeat the title are left out.
+
+    A rule of repetition is said in words; as it stands only where nobody could put it into words.
+    """
+    said = [name for name in facts if name not in _UNSAID or (name == "rrule" and not document.facts.get("recurrence"))]
+    values = [document.title, *(document.facts.get(name, "") for name in said)]
     return "\n".join(dict.fromkeys(value.strip() for value in values if value.strip()))
 
 

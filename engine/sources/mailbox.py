@@ -118,7 +118,7 @@ class MboxSource:
 
         with open_single_for_fetch(self._path) as descriptor:
             slice_ = hashed(blocks(descriptor, offset, length, self._name))
-            fetched = write_new(target, _unquoted(slice_))
+            fetched = write_new(target, unquoted(slice_))
         if raw.hexdigest()[:DIGEST_DIGITS] != expected:
             target.unlink(missing_ok=True)
             raise failed(Reason.CHANGED_WHILE_READING, f"{self._name} was rewritten after it was listed")
@@ -127,7 +127,7 @@ class MboxSource:
     def _items(self, descriptor: int, status: os.stat_result) -> Iterator[Listed]:
         seen = Repeats()
         try:
-            for number, mail in enumerate(_mails(descriptor, status.st_size, self._path), start=1):
+            for number, mail in enumerate(split_mails(descriptor, status.st_size, self._path), start=1):
                 modified = _separator_date(mail.separator) or status.st_mtime
                 skip = self._rules.verdict(size_bytes=mail.length, modified=modified)
                 yield Listed(
@@ -288,7 +288,15 @@ def file_cursor(status: os.stat_result) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Mail:
+class MailSlice:
+    """Where a mail stands in an mbox file.
+
+    offset, length  of its bytes, as they are quoted there
+    sha256          of these bytes, its first DIGEST_DIGITS hex digits
+    identity        a digest of its Message-ID, of its bytes where it has none
+    separator       what follows "From " in the line before it
+    """
+
     offset: int
     length: int
     sha256: str
@@ -318,8 +326,8 @@ class _Growing:
         if len(self._head) < _HEADER_BYTES:
             self._head += data[: _HEADER_BYTES - len(self._head)]
 
-    def finish(self) -> _Mail:
-        return _Mail(
+    def finish(self) -> MailSlice:
+        return MailSlice(
             offset=self._offset,
             length=self._length,
             sha256=self._digest.hexdigest()[:DIGEST_DIGITS],
@@ -335,8 +343,11 @@ class _Growing:
         return hashlib.sha256(name).digest() if name else self._digest.digest()
 
 
-def _mails(descriptor: int, size: int, path: str) -> Iterator[_Mail]:
-    """The mails within the first `size` bytes. Neither the From line nor the blank line before it belongs to a mail."""
+def split_mails(descriptor: int, size: int, path: str) -> Iterator[MailSlice]:
+    """The mails within the first `size` bytes. Neither the From line nor the blank line before it belongs to a mail.
+
+    `path` is named in complaints. Raises SourceUnavailable when the file begins with anything but a From line.
+    """
     buffer = os.pread(descriptor, min(BLOCK_BYTES, size), 0)
     position = len(buffer)  # of the file, after the buffer
     if not buffer.strip(b"\r\n"):
@@ -403,7 +414,7 @@ def _separator_date(line: bytes) -> float | None:
         return None
 
 
-def _unquoted(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def unquoted(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Take one ">" off quoted "From " lines, in whole lines; a line longer than a block passes in parts."""
     carry, at_line_start = b"", True
     for piece in pieces:

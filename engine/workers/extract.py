@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import zipfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Final, Protocol, cast
@@ -26,6 +27,7 @@ _READERS: Final = {
     types.PDF: "read_pdf",
     types.DOCX: "read_docx",
     types.MAIL: "read_mail",
+    types.MBOX: "read_mbox",
     types.CALENDAR: "read_event",
 }
 #: OLE2 keeps its directory anywhere; of larger files only what lies in the first so many bytes is looked at.
@@ -61,6 +63,8 @@ class ExtractStage:
         kind = Kind(order.get("kind") or Kind.FILE)
         with open(path, "rb") as file:
             media_type = _as_the_source_says(kind, _type_in(file, name))
+            if kind is Kind.FILE and media_type == types.MAIL and _is_mailbox(file, name):
+                media_type = types.MBOX
         reader = _reader_for(media_type, name)
         material = Material(
             path=path,
@@ -102,6 +106,20 @@ def _zip_type(file: BinaryIO) -> str:
 
     with open_archive(file) as archive:
         return types.zip_media_type(frozenset(archive.namelist()), _mimetype(archive))
+
+
+def _is_mailbox(file: BinaryIO, name: str) -> bool:
+    """Whether a file that begins as a mail is an mbox: it is called so, or a second mail follows somewhere."""
+    file.seek(0)
+    if not types.may_be_mailbox(file.read(types.HEAD_BYTES)):
+        return False
+    if types.named_type(name) == types.MBOX:
+        return True
+    from engine.sources.mailbox import split_mails
+
+    size = os.fstat(file.fileno()).st_size
+    mails = split_mails(file.fileno(), size, name or "the file")
+    return next(mails, None) is not None and next(mails, None) is not None
 
 
 def _mimetype(archive: zipfile.ZipFile) -> bytes:

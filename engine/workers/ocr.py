@@ -198,8 +198,11 @@ def _fitting_factor(pixels: int, dpi: float) -> float:
 
 def _gray(image: Image) -> Image:
     """One byte a pixel, on white where the picture is transparent; deeper than 8 bits: stretched to its own range."""
+    from engine.workers.read_image import load_rows
+
     if image.format == "JPEG":
         image.draft("L", image.size)
+    image, _ = load_rows(image)
     if image.mode.startswith(("I", "F")):
         import numpy
         import PIL.Image

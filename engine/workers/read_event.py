@@ -88,7 +88,7 @@ def read(material: Material) -> Document:
     calendar = _parsed(found.text)
     budget = Budget(limit=material.max_text_chars)
     budget.cut = found.cut
-    notes = [] if calendar.events else ["a calendar without events"]
+    notes = found.notes() + ([] if calendar.events else ["a calendar without events"])
     if len(calendar.events) == 1:
         event = calendar.events[0]
         text, title, facts = budget.take(tidy(event.text("DESCRIPTION"))), event.text("SUMMARY"), _facts(event)

@@ -1,6 +1,7 @@
 """Pictures -> pages that wait for OCR. Nothing is recognised here.
 
-Rule: sizes are looked at before a pixel is decoded; then the picture is decoded once, to know that it is whole.
+Rule: sizes are looked at before a pixel is decoded; then the picture is decoded once, to know that it is whole, or how
+much of it is there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, ImageFile, UnidentifiedImageError
 
 from engine.document import Document, Method, Page
 from engine.ports import StageFailed
@@ -26,6 +27,8 @@ MAX_PIXELS: Final = 100_000_000
 MAX_FRAMES: Final = 5_000
 #: Smaller on a side than this is an icon or a spacer: nothing legible fits into it.
 MIN_SIDE: Final = 32
+#: A JPEG that ends early is read when so much of its height is there: a download that broke off at its tail.
+ENOUGH_ROWS: Final = 0.75
 
 FORMATS: Final = {
     "image/png": ("PNG",),
@@ -51,12 +54,13 @@ def read(material: Material) -> Document:
         pages, notes = [], []
         for index in range(count):
             try:
-                legible = _check_frame(image, index)
+                legible, note = _check_frame(image, index)
             except StageFailed as error:
                 if index == 0 or error.failure.reason is not Reason.DAMAGED:
                     raise
                 notes.append(f"pages {index + 1} to {count} could not be read: {error.failure.detail}")
                 break
+            notes += [note] if note else []
             needs_ocr = legible and material.ocr
             pages.append(Page(number=index + 1, text="", method=Method.NONE, needs_ocr=needs_ocr))
             material.place.progress(index + 1, count)
@@ -82,6 +86,30 @@ def open_image(path: Path, media_type: str) -> Iterator[Image.Image]:
             yield image
 
 
+def load_rows(image: Image.Image) -> tuple[Image.Image, bool]:
+    """The picture, decoded, and whether it is whole; of a JPEG that ends early the rows that are there, if ENOUGH_ROWS.
+
+    Raises what Pillow raises (TROUBLE) for one that is damaged otherwise, or has less.
+    """
+    try:
+        image.load()
+    except OSError:
+        # In a progressive one every row is there from the start, however coarse: nothing tells what is missing.
+        if image.format not in FORMATS["image/jpeg"] or image.info.get("progressive"):
+            raise
+        # Pillow keeps this setting for the whole process; nothing else in it decodes a picture meanwhile.
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
+        try:
+            image.load()
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        rows = _rows_decoded(image)
+        if rows < ENOUGH_ROWS * image.height:
+            raise
+        return image.crop((0, 0, image.width, rows)), False
+    return image, True
+
+
 def seek_frame(image: Image.Image, index: int) -> None:
     """Go to a frame, counted from 0. Raises StageFailed: damaged, bomb."""
     try:
@@ -92,6 +120,14 @@ def seek_frame(image: Image.Image, index: int) -> None:
     _refuse_large(image)
 
 
+def _rows_decoded(image: Image.Image) -> int:
+    """How many rows there are of a JPEG that ends early: libjpeg fills the rest with medium gray."""
+    gray = image.convert("L")
+    filling = Image.new("L", gray.size, 128)
+    box = ImageChops.difference(gray, filling).point([0, 0, *[255] * 254]).getbbox()
+    return box[3] if box else 0
+
+
 def _refuse_large(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise StageFailed(
@@ -99,17 +135,19 @@ def _refuse_large(image: Image.Image) -> None:
         )
 
 
-def _check_frame(image: Image.Image, index: int) -> bool:
-    """Whether anything legible fits into the frame. Raises StageFailed when it is not whole."""
+def _check_frame(image: Image.Image, index: int) -> tuple[bool, str]:
+    """Whether anything legible fits into the frame, and a note when not all of it is there. Raises StageFailed."""
     seek_frame(image, index)
-    side = min(image.size)
+    width, height = image.size
     try:
         # JPEG can be decoded at an eighth of its size, which reads it to the end all the same.
         image.draft("L", (1, 1))
-        image.load()
+        found, whole = load_rows(image)
     except TROUBLE as error:
         raise _damaged(error, f"frame {index + 1}" if index else "the picture") from error
-    return side >= MIN_SIDE
+    rows = height * found.height // image.height
+    note = "" if whole else f"partial: the picture ends early, {rows} of its {height} rows are there"
+    return min(width, height) >= MIN_SIDE, note
 
 
 def _frame_count(image: Image.Image) -> int:

@@ -165,13 +165,12 @@ class _Content:
             self._text(message, "text/plain")
         else:
             data = _bytes_of(message)
-            if data:
+            if data or _is_attached(message):
                 self.parts.add(_file_name(message) or _made_up_name(kind, self.leaves), kind, data)
 
     def _text(self, message: _MailMessage, kind: str) -> None:
         found = decode(_bytes_of(message), _charset(message))
-        if found.replaced:
-            self.notes.append(f"some bytes of the body are not {found.encoding} and were replaced")
+        self.notes += found.notes("body")
         if kind == "text/html":
             _, text = html_to_text(found.text, self.budget, self.material.place.progress)
         else:

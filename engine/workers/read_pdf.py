@@ -188,16 +188,23 @@ def _attachments(pdf: Any, material: Material) -> Parts:
     """The files that are embedded in the PDF, as far as they can be unpacked and are of a reasonable size."""
     parts = Parts(material)
     try:
-        for index in range(min(pdf.embfile_count(), MAX_PARTS)):
+        count = pdf.embfile_count()
+    except TROUBLE:
+        parts.left_out += 1
+        return parts
+    parts.left_out += max(0, count - MAX_PARTS)
+    for index in range(min(count, MAX_PARTS)):
+        try:
             info = pdf.embfile_info(index)
             if max(info.get("length", 0), info.get("size", 0)) > _ATTACHMENT_BYTES:
                 parts.left_out += 1
                 continue
             data = pdf.embfile_get(index)
-            name = str(info.get("ufilename") or info.get("filename") or info.get("name") or "")
-            parts.add(name, media_type_of(data[:HEAD_BYTES], name), data)
-    except TROUBLE:
-        parts.left_out += 1
+        except TROUBLE:
+            parts.left_out += 1
+            continue
+        name = str(info.get("ufilename") or info.get("filename") or info.get("name") or "")
+        parts.add(name, media_type_of(data[:HEAD_BYTES], name), data)
     return parts
 
 

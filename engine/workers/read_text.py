@@ -18,7 +18,7 @@ from engine.document import Document, Page
 from engine.ports import StageFailed
 from engine.reasons import Reason
 from engine.workers import types
-from engine.workers.decoding import Decoded, decode_stream
+from engine.workers.decoding import decode_stream
 from engine.workers.reading import Budget, Material, line, tidy
 
 #: Markup read of one file, as a multiple of the text that the document may have: tags take most of a web page.
@@ -30,7 +30,10 @@ Report = Callable[[int, int], None]
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([A-Za-z0-9_.:-]{2,40})""", re.IGNORECASE)
 _XML_ENCODING = re.compile(rb"""\A\s*<\?xml[^>]{0,100}?encoding\s*=\s*["']([A-Za-z0-9_.:-]{2,40})["']""")
 
+_NOT_SHOWN = re.compile(r"(?:^|[;\s])display\s*:\s*none\b", re.IGNORECASE)
 _HIDDEN: Final = frozenset({"script", "style", "noscript", "template", "svg", "object", "iframe", "select", "textarea"})
+#: The page and its title; and the elements without an end that the parser does not know to have none.
+_NEVER_UNSEEN: Final = frozenset({"html", "body", "title", "area", "base", "embed", "param", "source", "track", "wbr"})
 _PARAGRAPHS: Final = frozenset(
     {"p", "h1", "h2", "h3", "h4", "h5", "h6", "table", "ul", "ol", "dl", "blockquote", "pre"},
 )
@@ -62,7 +65,7 @@ def read(material: Material) -> Document:
     return material.document(
         title=title,
         pages=[Page(number=0, text=text)],
-        notes=[*_decoding_notes(found), *notes, *budget.notes()],
+        notes=[*found.notes(), *notes, *budget.notes()],
     )
 
 
@@ -84,10 +87,6 @@ def html_to_text(markup: str, budget: Budget, report: Report) -> tuple[str, str]
 def _declared(head: bytes) -> str:
     match = _XML_ENCODING.search(head) or _CHARSET.search(head)
     return match.group(1).decode("ascii") if match else ""
-
-
-def _decoding_notes(found: Decoded) -> list[str]:
-    return [f"some bytes are not {found.encoding} and were replaced"] if found.replaced else []
 
 
 def _rows(text: str, material: Material) -> str:
@@ -186,12 +185,23 @@ class _Words:
             self._pieces.append("\n")
 
 
+def _is_unseen(tag: str, attributes: Mapping[str, str]) -> bool:
+    """Whether no browser shows the element. The page as a whole is taken for shown: scripts uncover it."""
+    if tag in _NEVER_UNSEEN:
+        return False
+    hidden = attributes.get("hidden")
+    if hidden is not None and hidden.strip().lower() != "until-found":
+        return True
+    return _NOT_SHOWN.search(attributes.get("style") or "") is not None
+
+
 class _Page(_Words):
     """The same for HTML: knows which tags break lines, which hide their content and which make tables."""
 
     def __init__(self, limit_chars: int) -> None:
         super().__init__(limit_chars)
         self._hidden = 0
+        self._unseen: tuple[str, int] | None = None  # the tag of what is not shown, and how many of it are open
         self._pre = 0
         self._title: list[str] = []
         self._in_title = False
@@ -202,7 +212,12 @@ class _Page(_Words):
         return "".join(self._title)
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
-        if tag in _HIDDEN:
+        if self._unseen is not None:
+            if tag == self._unseen[0]:
+                self._unseen = (tag, self._unseen[1] + 1)
+        elif _is_unseen(tag, attributes):
+            self._unseen = (tag, 1)
+        elif tag in _HIDDEN:
             self._hidden += 1
         elif tag == "title":
             self._in_title = not self._title
@@ -221,7 +236,10 @@ class _Page(_Words):
                 self.keep("- ")
 
     def end(self, tag: str) -> None:
-        if tag in _HIDDEN:
+        if self._unseen is not None:
+            if tag == self._unseen[0]:
+                self._unseen = (tag, self._unseen[1] - 1) if self._unseen[1] > 1 else None
+        elif tag in _HIDDEN:
             self._hidden = max(0, self._hidden - 1)
         elif tag == "title":
             self._in_title = False
@@ -234,7 +252,7 @@ class _Page(_Words):
         if self._in_title:
             if len(self._title) < 100:
                 self._title.append(data)
-        elif self._hidden:
+        elif self._hidden or self._unseen is not None:
             return
         elif self._pre > 0:
             self.keep(data)

@@ -3,12 +3,14 @@
 Rule: bounded and clean. Text that leaves a reader can be stored as UTF-8, has no control characters but line breaks
 and tabs, and is never cut without a note.
 
-    extract.py -- Material --> read_pdf | read_docx | read_image | read_text | read_mail | read_event -- Document -->
+    extract.py -- Material --> read_pdf | read_docx | read_image | read_text | read_mail | read_mbox | read_event
+               <-- Document --
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -67,7 +69,7 @@ class Material:
         return Document(
             kind=kind,
             media_type=self.media_type,
-            title=line(title, TITLE_CHARS) or line(base_name(self.name), TITLE_CHARS) or "untitled",
+            title=line(title, TITLE_CHARS) or line(_last_of(self.name), TITLE_CHARS) or "untitled",
             pages=tuple(pages or ()),
             parts=tuple(parts or ()),
             facts={name: value for name, value in told.items() if value},
@@ -109,16 +111,22 @@ class Parts:
     left_out: int = 0
 
     def add(self, name: str, media_type: str, data: bytes) -> None:
-        """`name` may be any text; one without is called "part N"."""
+        """`name` may be any text; one without is called "part N". A part may be empty: it is an item all the same."""
+        self.add_pieces(name, media_type, [data])
+
+    def add_pieces(self, name: str, media_type: str, pieces: Iterable[bytes]) -> None:
+        """The same for bytes that are not in memory all at once."""
         if len(self.written) >= MAX_PARTS:
             self.left_out += 1
             return
-        number = len(self.written) + 1
+        number, size = len(self.written) + 1, 0
         file = f"{self.material.prefix}.part{number}"
-        (self.material.place.outbox / file).write_bytes(data)
+        with open(self.material.place.outbox / file, "wb") as out:
+            for piece in pieces:
+                size += out.write(piece)
         shown = line(base_name(name), 255) or f"part {number}"
         kind = line(media_type, 255) or "application/octet-stream"
-        self.written.append(Part(name=shown, media_type=kind, file=file, size_bytes=len(data)))
+        self.written.append(Part(name=shown, media_type=kind, file=file, size_bytes=size))
 
     def notes(self) -> list[str]:
         """The note that some were left out, if they were."""
@@ -146,8 +154,13 @@ def told(error: BaseException) -> str:
     return line(message, 500) or type(error).__name__
 
 
+def _last_of(path: str) -> str:
+    """The last component of an item's own path; where items come from, a backslash is a letter like others."""
+    return path.rstrip("/").rpartition("/")[2]
+
+
 def base_name(name: str) -> str:
-    """The last component of a path in either manner of writing."""
+    """The last component of a path that a sender wrote, in either manner of writing."""
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1].strip()
 
 

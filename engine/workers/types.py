@@ -21,6 +21,7 @@ ENCRYPTED_OFFICE: Final = "application/x-encrypted-office"
 PDF: Final = "application/pdf"
 DOCX: Final = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 MAIL: Final = "message/rfc822"
+MBOX: Final = "application/mbox"
 CALENDAR: Final = "text/calendar"
 HTML: Final = "text/html"
 CSV: Final = "text/csv"
@@ -62,6 +63,7 @@ _BY_ENDING: Final = {
     "bmp": "image/bmp",
     "svg": "image/svg+xml",
     "eml": MAIL,
+    "mbox": MBOX,
     "ics": CALENDAR,
     "htm": HTML,
     "html": HTML,
@@ -199,6 +201,11 @@ _MAIL_FIELDS: Final = frozenset(
 )
 #: These alone, even twice, also begin notes, web responses and multipart files.
 _WEAK_FIELDS: Final = frozenset({b"content-type", b"content-transfer-encoding", b"date", b"references", b"user-agent"})
+#: "From ann@mill.example Thu Jan  1 00:00:00 2026", the date as asctime(3) writes it, then a header.
+_FROM_LINE = re.compile(
+    rb"[\r\n]*From [^\r\n]{0,300}\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) +\d{1,2} +\d{1,2}:\d\d"
+    rb"[^\r\n]{0,60}\r?\n[!-9;-~]{1,76}:"
+)
 _COMMENT = re.compile(rb"\A(?:\s|\xef\xbb\xbf|<!--.*?-->|<\?xml.*?\?>)*", re.DOTALL)
 _HTML_START = re.compile(
     rb"<(?:!doctype\s+html|html|head|body|title|meta|link|script|style|table|div|p|h[1-6]|ul|ol|dl|font|center|pre|span)"
@@ -218,13 +225,18 @@ def media_type_of(head: bytes, name: str) -> str:
         return found
     if named_type(name) == PDF and re.search(rb"\d obj\b", head):
         return PDF  # its mark is gone, its objects are not
-    text = _as_text(head)
+    text = _as_text(head, name)
     return UNKNOWN if text is None else _kind_of_text(text, name)
 
 
 def named_type(name: str) -> str:
     """What the ending of the name says, "" when it says nothing that is known."""
     return _BY_ENDING.get(_ending(name), "")
+
+
+def may_be_mailbox(head: bytes) -> bool:
+    """Whether a mail begins with the line that separates mails in an mbox file: then more of them may follow."""
+    return _FROM_LINE.match(head) is not None
 
 
 def name_lies(name: str, media_type: str) -> bool:
@@ -309,26 +321,45 @@ def ole_names(data: bytes) -> frozenset[str]:
 
 def encoding_of_start(head: bytes) -> str:
     """The Unicode encoding that a byte order mark, or NULs at every other place, give away; else ""."""
+    sample = head[:4096]
     for mark, encoding in _BOMS:
         if head.startswith(mark):
-            return encoding
-    sample = head[:4096]
+            # A mark of two bytes is soon there by chance.
+            return encoding if encoding != "utf-16" or _sense(sample, encoding) > 0.9 else ""
     if len(sample) < 4 or b"\0" not in sample:
         return ""
     for encoding, width, empty, full in _NUL_LANES:
         whole = sample[: len(sample) // width * width]
         shares = [whole[lane::width].count(0) * width / len(whole) for lane in range(width)]
-        if min(shares[lane] for lane in empty) > 0.5 and shares[full] < 0.02 and _decodes(whole, encoding):
+        most = min(shares[lane] for lane in empty)
+        if most > 0.5 and shares[full] < 0.02 and _sense(whole, encoding) > 0.95:
+            return encoding
+        # Of other scripts only blanks, digits and line ends have a NUL, never all; the rest must make sense as text.
+        few = width == 2 and len(whole) >= 32 and most > 0.02 and shares[full] <= most / 2
+        if few and _sense(whole, encoding) > 0.97:
             return encoding
     return ""
 
 
-def _decodes(data: bytes, encoding: str) -> bool:
+def _sense(data: bytes, encoding: str) -> float:
+    """The share of characters, 0 to 1, that are in use: alphabets, and of Han and Hangul those that people write."""
     try:
-        text = codecs.getincrementaldecoder(encoding)().decode(data)
+        text = codecs.getincrementaldecoder(encoding)().decode(data).replace("\ufeff", "")
     except (UnicodeDecodeError, ValueError):
-        return False
-    return sum(sign.isprintable() or sign.isspace() for sign in text) > 0.95 * len(text)
+        return 0.0
+    return sum(map(_is_in_use, text)) / len(text) if text else 0.0
+
+
+def _is_in_use(sign: str) -> bool:
+    if sign < "\u2000":
+        return sign.isprintable() or sign.isspace()
+    for charset in ("gb2312", "shift_jis", "euc_kr", "cp1252"):
+        try:
+            sign.encode(charset)
+        except UnicodeEncodeError:
+            continue
+        return True
+    return sign >= "\U0001f000"
 
 
 #: RFC 1740: a file of an old Mac in one piece.
@@ -353,22 +384,28 @@ def _by_mark(head: bytes) -> str:
     return "application/applefile" if head.startswith(_APPLE_SINGLE) else ""
 
 
-def _as_text(head: bytes) -> bytes | None:
+def _as_text(head: bytes, name: str) -> bytes | None:
     """The head as bytes in an ASCII-compatible form, or None when it is no text."""
     encoding = encoding_of_start(head)
     if encoding:
         return head.decode(encoding, "ignore").encode("utf-8", "ignore")
     controls = len(head) - len(head.translate(None, _NOT_TEXT))
     # Some exports have stray NULs between the fields; anything denser is data.
-    if controls > len(head) // 50 and not (b"\0" in head and _is_text_with_nuls(head)):
+    if controls > len(head) // 50 and not (b"\0" in head and _is_text_with_nuls(head, name)):
         return None
     return head
 
 
-def _is_text_with_nuls(head: bytes) -> bool:
+def _is_text_with_nuls(head: bytes, name: str) -> bool:
     rest = head.replace(b"\0", b"")
+    if len(rest) <= len(head) * 0.6:
+        return False
     plain = sum(rest.count(code) for code in (*range(0x20, 0x7F), 9, 10, 13))
-    return len(rest) > len(head) * 0.6 and plain > 0.99 * len(rest)
+    if plain > 0.99 * len(rest):
+        return True
+    # Damaged UTF-8 under a name that promises text; of data hardly half would be readable.
+    readable = (sign for sign in rest.decode("utf-8", "ignore") if sign.isprintable() or sign in "\t\r\n")
+    return named_type(name) in _PLAIN_TEXTS and len("".join(readable).encode()) > 0.75 * len(rest)
 
 
 def _kind_of_text(text: bytes, name: str) -> str:
@@ -384,7 +421,7 @@ def _kind_of_text(text: bytes, name: str) -> str:
         return HTML if b"<html" in text[:4096].lower() else XML
     if said == HTML and b"<" in text:
         return HTML
-    if said == MAIL or _looks_like_mail(text):
+    if said == MAIL or _looks_like_mail(text) or may_be_mailbox(text):
         return MAIL
     if said in _PLAIN_TEXTS:
         return said
@@ -438,5 +475,5 @@ def _table(text: bytes) -> str:
 
 
 def _ending(name: str) -> str:
-    last = re.split(r"[/\\]", name)[-1]
+    last = name.rpartition("/")[2]
     return last.rpartition(".")[2].lower() if "." in last else ""

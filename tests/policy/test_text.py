@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 
@@ -223,6 +224,59 @@ def test_every_page_is_in_the_chunks_of_its_document(kind: Kind) -> None:
     assert all(chunk.keywords == " ".join(keywords(chunk.text)) for chunk in chunks)
     assert {chunk.page for chunk in chunks if chunk.kind is ChunkKind.FILE_CHUNK} <= {1, 3}
     assert all(Chunk.from_json(chunk.to_json()) == chunk for chunk in chunks)
+
+
+@given(st.lists(texts | prose, min_size=1, max_size=4), st.sampled_from(Kind), st.integers(2, 12))
+def test_only_chunks_without_a_word_are_left_out(pages: list[str], kind: Kind, max_tokens: int) -> None:
+    """Every piece of a page in which there is a word is a chunk, in order; none of the others is."""
+    numbered = tuple(Page(number=number, text=text) for number, text in enumerate(pages, start=1))
+    document = Document(kind=kind, media_type="text/plain", title="Mill", pages=numbered)
+    chunks = [chunk.text for chunk in chunks_of(document, measure=WORDS, max_tokens=max_tokens)]
+    assert all(any(is_of_a_word(sign) for sign in chunk) for chunk in chunks)
+    if kind is not Kind.EVENT:  # whose pages are cut in one piece with what stands before them
+        pieces = [piece for text in pages for piece in cut(text, measure=WORDS, max_tokens=max_tokens)]
+        wanted = [piece for piece in pieces if any(sign.isalnum() for sign in piece)]
+        rest = iter(chunks)
+        assert all(piece in rest for piece in wanted)
+
+
+def is_of_a_word(sign: str) -> bool:
+    """A letter or digit, or a mark that belongs to one."""
+    return sign.isalnum() or unicodedata.category(sign) in ("Mn", "Mc")
+
+
+def test_a_line_of_dashes_is_no_chunk() -> None:
+    """It would be found for any question that has nothing better; the words around it stay."""
+    pages = (Page(number=1, text="-" * 500 + "\n\n***"), Page(number=2, text="The end. " + "_" * 20))
+    document = Document(kind=Kind.FILE, media_type="text/plain", title="Mill", pages=pages)
+    chunks = chunks_of(document, measure=Signs(), max_tokens=27)
+    assert [(chunk.text, chunk.page) for chunk in chunks if chunk.page] == [("The end. " + "_" * 20, 2)]
+
+
+def test_an_event_says_when_where_and_who_but_not_its_identifiers() -> None:
+    """The rule in words, not as it stands; what nobody would ask for is kept as a fact and said nowhere."""
+    facts = {
+        "start": "2026-04-18T10:00:00",
+        "location": "Room Heron",
+        "attendees": "Bob",
+        "recurrence": "every week 10 times",
+        "rrule": "FREQ=WEEKLY;COUNT=10",
+        "url": "https://mill.example/1",
+        "uid": "1-20260418@mill.example",
+    }
+    event = Document(kind=Kind.EVENT, media_type="text/calendar", title="Plans", facts=facts)
+    (chunk,) = chunks_of(event, measure=WORDS, max_tokens=50)
+    assert chunk.text == "Plans\n2026-04-18T10:00:00\nRoom Heron\nBob\nevery week 10 times"
+    strange = Document(kind=Kind.EVENT, media_type="text/calendar", title="Plans", facts={"rrule": "FREQ=NOW"})
+    assert chunks_of(strange, measure=WORDS, max_tokens=50)[0].text == "Plans\nFREQ=NOW"
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_identifiers_of_mails_are_never_in_a_chunk(kind: Kind) -> None:
+    """They lead to other mails, and say nothing."""
+    facts = dict.fromkeys(("message_id", "in_reply_to", "references"), "<1@mill.example>")
+    mail = Document(kind=kind, media_type="message/rfc822", title="Plans", facts=facts)
+    assert [chunk.text for chunk in chunks_of(mail, measure=WORDS, max_tokens=50)] == ["Plans"]
 
 
 @pytest.mark.parametrize("kind", Kind)

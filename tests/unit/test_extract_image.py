@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from engine.document import Method
 from engine.reasons import Reason
@@ -75,6 +75,31 @@ def test_a_picture_that_was_cut_off_is_damaged(desk: Desk, file_format: str) -> 
     data = encoded(noisy, file_format)
     desk.read(data, "whole")
     assert desk.refusal(data[: len(data) * 2 // 3], "half")[0] is Reason.DAMAGED
+
+
+@pytest.mark.parametrize("missing", [1, 2, 12, 200])
+def test_a_jpeg_that_ends_a_little_early_is_read_in_part(desk: Desk, missing: int) -> None:
+    """A download that broke off: what is there goes to OCR, and a note says so; the next picture is judged as ever."""
+    data = encoded(Image.effect_noise((300, 900), 80), "JPEG")
+    document = desk.read(data[:-missing], "cut.jpg")
+    assert numbers(document.pages) == [1]
+    assert document.notes[0].startswith("partial: the picture ends early, ")
+    assert document.facts["size"] == "300 x 900 pixels"
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    assert not desk.read(data, "whole.jpg").notes
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6])
+def test_a_jpeg_of_which_less_is_there_is_damaged(desk: Desk, share: float) -> None:
+    """Nobody would call it read."""
+    data = encoded(Image.effect_noise((300, 900), 80), "JPEG")
+    assert desk.refusal(data[: int(len(data) * share)], "cut.jpg")[0] is Reason.DAMAGED
+
+
+def test_a_progressive_jpeg_that_ends_early_is_damaged(desk: Desk) -> None:
+    """All of it is there from its first scan on, and too coarse to be read."""
+    data = encoded(Image.effect_noise((300, 900), 80), "JPEG", progressive=True)
+    assert desk.refusal(data[:-200], "cut.jpg")[0] is Reason.DAMAGED
 
 
 def test_a_header_without_a_picture_is_damaged(desk: Desk) -> None:

@@ -183,6 +183,25 @@ def test_attachments_become_parts(desk: Desk) -> None:
     assert desk.part(document, 0) == invoice
 
 
+@pytest.mark.parametrize(("main", "sub"), [("application", "pdf"), ("text", "plain"), ("text", "calendar")])
+def test_an_empty_attachment_is_a_part_of_no_bytes(desk: Desk, main: str, sub: str) -> None:
+    """It was sent, so it is listed; whoever reads it says that it is empty."""
+    message = mail()
+    message.add_attachment(b"", main, sub, filename="nothing")
+    document = desk.read(message.as_bytes(), "a.eml")
+    assert [(part.name, part.size_bytes) for part in document.parts] == [("nothing", 0)]
+    assert desk.part(document, 0) == b""
+    assert text_of(document) == "Nothing rests."
+
+
+def test_a_guessed_charset_of_the_body_is_noted(desk: Desk) -> None:
+    """Not one that is declared and fits."""
+    body = "Größe: fünf Türen, Länge: drei Meter".encode("cp1252")
+    head = b"From: a@b.c\nTo: d@e.f\nSubject: s\n"
+    assert desk.read(head + b"\n" + body, "a.eml").notes == ("the encoding of the body was guessed: windows-1252",)
+    assert not desk.read(head + b"Content-Type: text/plain; charset=iso-8859-1\n\n" + body, "a.eml").notes
+
+
 def test_a_forwarded_mail_is_a_part(desk: Desk) -> None:
     """It can be read by itself, its own attachments with it."""
     inner = mail("the inner body", Subject="inner")

@@ -129,6 +129,27 @@ def test_embedded_files_become_parts(desk: Desk) -> None:
     assert desk.part(document, 0).startswith(b"<?xml")
 
 
+def test_an_empty_embedded_file_is_a_part_and_a_broken_one_costs_itself(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of no bytes, or counted as left out; the others are there."""
+    pdf = pymupdf.open(stream=pdf_of(PROSE))
+    for name, data in (("a", b""), ("b", b"broken"), ("c", b"whole")):
+        pdf.embfile_add(name, data, filename=f"{name}.txt")
+    whole = pymupdf.Document.embfile_get
+
+    def get(self: pymupdf.Document, item: int) -> bytes:
+        data: bytes = whole(self, item)
+        if data == b"broken":
+            raise RuntimeError("zlib error")
+        return data
+
+    monkeypatch.setattr(pymupdf.Document, "embfile_get", get)
+    document = desk.read(pdf.tobytes(), "a.pdf")
+    assert [(part.name, part.size_bytes) for part in document.parts] == [("a.txt", 0), ("c.txt", 5)]
+    assert any(note.startswith("1 parts were left out") for note in document.notes)
+
+
 # --- no good ---------------------------------------------------------------------------------------------------------
 
 

@@ -46,6 +46,22 @@ def test_an_item_without_a_name_has_a_title(desk: Desk) -> None:
     assert desk.read(b"text").title == "untitled"
 
 
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("notes/back\\slash.txt", "back\\slash.txt"),
+        ("notes/line\\x0abreak.txt", "line\\x0abreak.txt"),
+        ("notes/line\nbreak.txt", "line break.txt"),
+        ("C:\\notes\\a.txt", "C:\\notes\\a.txt"),
+        ("notes/", "notes"),
+        ("/", "untitled"),
+    ],
+)
+def test_only_a_slash_separates_in_an_items_own_name(desk: Desk, name: str, title: str) -> None:
+    """A backslash may be in any name, and stands for control characters in those that are shown."""
+    assert desk.read(b"text", name).title == title
+
+
 def test_text_beyond_the_limit_is_cut_and_said_so(tmp_path: Path) -> None:
     """Never silently."""
     desk = Desk(tmp_path, {"ocr": True, "max_text_chars": 100})

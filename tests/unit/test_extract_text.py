@@ -19,16 +19,34 @@ SAMPLES = {
     "japanese": "会議は明日の午前十時に行われます。よろしくお願いいたします。",
     "chinese": "各位同事，明天上午十点召开销售部门会议，请准时参加。",
 }
+#: Two or three sentences each, in the encodings in which they were written before UTF-8.
 LEGACY = [
-    ("german", "cp1252"),
-    ("german", "latin-1"),
-    ("greek", "cp1253"),
-    ("russian", "cp1251"),
-    ("russian", "koi8-r"),
-    ("arabic", "cp1256"),
-    ("japanese", "cp932"),
-    ("japanese", "iso2022_jp"),
-    ("chinese", "gb18030"),
+    (
+        ("cp1252", "latin-1"),
+        "Für die Übersendung der Unterlagen danken wir. Größe und Maße stehen darin. Schöne Grüße!",
+    ),
+    (("cp1252",), "Il a été décidé que l’élève irait à Paris. Ça va bientôt être l'été… Le garçon mange du bœuf."),
+    (("latin-1",), "Il va à Paris. On y mange bien."),
+    (("cp1252",), "El niño comió piñas … ¿verdad? Señor Peña"),
+    (("latin-1",), "¿Verdad? Mañana hablamos del año que viene."),
+    (("cp1252",), "Não há razão para a situação. As eleições são amanhã."),
+    (("cp1252",), "It’s “fine” – he said… the price is £5 or €6, at 20 °C ± 1."),
+    (("cp1250", "iso8859_2"), "Proszę przyjść jutro o dziesiątej. Będzie też Łukasz. Może być później."),
+    (("cp1250", "iso8859_2"), "Vážení kolegové, schůzka se koná zítra v deset hodin. Prosíme o včasný příchod."),
+    (("cp1250",), "A holnapi értekezlet tíz órakor kezdődik. Kérjük, hogy időben érkezzenek."),
+    (("cp1251", "koi8_r", "cp866"), "Уважаемые коллеги, завтра состоится собрание. Просим не опаздывать!"),
+    (("cp1251", "koi8_r"), "ВНИМАНИЕ ВСЕМ СОТРУДНИКАМ! Собрание в десять."),
+    (("cp1251",), "The word привет means hello, and people say it all day long wherever they meet."),
+    (("cp1251", "koi8_u"), "Шановні колеги, завтра відбудуться збори. Просимо не запізнюватися, їжа є."),
+    (("cp1253",), "Αγαπητοί συνάδελφοι, αύριο θα γίνει η συνάντηση. Παρακαλούμε να είστε στην ώρα σας."),
+    (("cp1254",), "Değerli arkadaşlar, yarın saat onda toplantı yapılacaktır. İyi günler, çok teşekkürler."),
+    (("cp1255",), "שלום לכולם, הפגישה תתקיים מחר בשעה עשר."),
+    (("cp1256",), "السادة الزملاء، سيعقد اجتماع القسم غدا في الساعة العاشرة صباحا"),
+    (("euc_jp", "cp932"), "会議は明日の午前十時に行われます。よろしくお願いいたします。"),
+    (("euc_jp", "cp932"), "プログラムのインストール方法について。ファイルをコピーする。"),
+    (("gb18030",), "各位同事，明天上午十点召开销售部门会议，请准时参加。谢谢大家的支持。"),
+    (("big5",), "各位同事，明天上午十點召開銷售部門會議，請準時參加。謝謝大家的支持。"),
+    (("euc_kr",), "안녕하세요, 내일 오전 열 시에 회의가 있습니다. 시간을 지켜 주시기 바랍니다."),
 ]
 
 
@@ -46,16 +64,45 @@ def test_every_language_is_read_in_every_unicode_form(desk: Desk, language: str,
     assert not document.notes
 
 
-@pytest.mark.parametrize(("language", "encoding"), LEGACY)
-def test_older_encodings_are_recognised(desk: Desk, language: str, encoding: str) -> None:
-    """From one sentence, with nothing that declares them."""
-    assert text_of(desk.read(SAMPLES[language].encode(encoding), "a.txt")) == SAMPLES[language]
+@pytest.mark.parametrize(("encoding", "text"), [(name, text) for names, text in LEGACY for name in names])
+def test_older_encodings_are_recognised(desk: Desk, encoding: str, text: str) -> None:
+    """From a sentence or three, with nothing that declares them; a note says what was guessed."""
+    document = desk.read(text.encode(encoding), "a.txt")
+    assert text_of(document) == text
+    assert any(note.startswith("the encoding of the text was guessed: ") for note in document.notes)
 
 
-def test_utf16_without_a_mark_is_seen_by_its_nuls(desk: Desk) -> None:
-    """As some Windows programs write it."""
-    for encoding in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
-        assert text_of(desk.read(SAMPLES["german"].encode(encoding), "a.txt")) == SAMPLES["german"]
+def test_an_encoding_that_says_itself_is_no_guess(desk: Desk) -> None:
+    """Escapes, or UTF-8 without an error."""
+    document = desk.read(SAMPLES["japanese"].encode("iso2022_jp"), "a.txt")
+    assert (text_of(document), document.notes) == (SAMPLES["japanese"], ())
+    assert not desk.read(SAMPLES["japanese"].encode(), "a.txt").notes
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("language", SAMPLES)
+def test_utf16_without_a_mark_is_read_in_every_script(desk: Desk, language: str, encoding: str) -> None:
+    """Only its blanks and line ends have NULs where the letters are not Latin."""
+    text = f"1. {SAMPLES[language]}\r\n2. {SAMPLES[language]}\r\n"
+    document = desk.read(text.encode(encoding), "a.txt")
+    assert text_of(document).split() == text.split()
+    assert document.notes == (f"the encoding of the text was guessed: {encoding}",)
+
+
+def test_two_bytes_that_look_like_a_mark_do_not_make_utf16(desk: Desk) -> None:
+    """UTF-8 with broken bytes and NULs, the first of which are FF FE."""
+    document = desk.read(b"\xff\xfe\0caf\xe9\x80\x81 " * 1000, "a.txt")
+    assert text_of(document).startswith("\ufffd\ufffdcaf\u9001 ")
+    assert document.notes == ("some bytes of the text are not UTF-8 and were replaced",)
+
+
+def test_bytes_broken_all_over_are_no_letters_of_another_encoding(desk: Desk) -> None:
+    """Where nothing makes sense, what the page says of itself is left."""
+    page = bytearray(b'<html><head><meta charset="utf-8"></head><body>' + b"<p>quick brown jumps</p>" * 100)
+    for at in range(60, len(page), 67):
+        page[at] |= 0x80
+    document = desk.read(bytes(page), "a.html")
+    assert any("not UTF-8" in note for note in document.notes)
 
 
 def test_an_accent_after_a_long_plain_beginning_is_right(desk: Desk) -> None:
@@ -104,6 +151,26 @@ def test_a_web_page_is_its_words(desk: Desk) -> None:
     lines = [line for line in text_of(document).splitlines() if line]
     assert document.title == "Mills & more"
     assert lines == ["Mills", "One two", "three", "- first", "- second", "a | b", "1 | 2", "a wheel"]
+
+
+@pytest.mark.parametrize(
+    ("page", "shown"),
+    [
+        ("<div>a<div hidden>x<div>y</div>z</div>b</div>", "ab"),
+        ("<p hidden>x<p>b", "b"),
+        ('<ul><li style="display:none">x<li>b</ul>', "- b"),
+        ('<span style="color: red; Display : none !important">x</span>b', "b"),
+        ("<table><tr><td>a</td><td hidden>x</td><td>c</td></tr></table>", "a | c"),
+        ('<img hidden alt="x"><input hidden><br hidden>b', "b"),
+        ("<embed hidden>b<source hidden>c", "bc"),
+        ("</div><div hidden>x</div></div>b", "b"),
+        ('<body style="display:none">b', "b"),
+        ('<p style="display:block">b</p><p hidden="until-found">c', "b\n\nc"),
+    ],
+)
+def test_what_a_browser_does_not_show_is_not_read(desk: Desk, page: str, shown: str) -> None:
+    """Elements with `hidden` or display:none, with all that is in them and nothing that is not."""
+    assert text_of(desk.read(f"<html>{page}".encode(), "a.html")).strip() == shown
 
 
 def test_a_web_page_says_its_encoding(desk: Desk) -> None:

@@ -63,6 +63,13 @@ def reader(tmp_path: Path, _warm: ocr.OcrStage) -> Reader:
     return made
 
 
+def test_a_jpeg_that_ends_early_is_read_as_far_as_it_goes(reader: Reader) -> None:
+    """The words above where it breaks off."""
+    data = encoded(drawing(WORDS, 900, 600), "JPEG")
+    reader.put(data[: len(data) * 97 // 100])
+    assert WORDS in reader.page(1, "image/jpeg").text
+
+
 def test_a_scanned_page_becomes_text(reader: Reader) -> None:
     """With its number, its method and a confidence."""
     reader.put(pdf_of(None, encoded(drawing(WORDS, 800, 1000), "PNG")))
