@@ -198,7 +198,9 @@ class _Terminal:
 
     def __init__(self, program: Sequence[str], data_dir: Path, out: TextIO) -> None:
         self._program = tuple(program)
-        self._environment = {**os.environ, "NIGHTMILL_DATA_DIR": str(data_dir)}
+        # The world is made for these; the caller's own choice of them would leave questions without an answer.
+        own = {"NIGHTMILL_OCR": "auto", "NIGHTMILL_OCR_LANGUAGES": "eng", "DEBUG_MODE": "off"}
+        self._environment = {**os.environ, **own, "NIGHTMILL_DATA_DIR": str(data_dir)}
         self._out = out
 
     def show(self, *words: str) -> None:
