@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 _KINDS = ("file", "mail", "event")
+#: No path is longer.
+_NAME_CHARS = 10_000
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -354,7 +356,7 @@ def _search(settings: Settings, given: argparse.Namespace) -> int:
     answer = search.search(
         settings.data_dir / INDEXES_FOLDER,
         UserId(given.user),
-        " ".join(given.words),
+        _readable(" ".join(given.words)),
         k=given.k,
         mode=given.mode,
         filters=filters if filters != Filters() else None,
@@ -369,7 +371,7 @@ def _search(settings: Settings, given: argparse.Namespace) -> int:
                 "passage": hit.passage,
                 "score": hit.score,
                 "type": hit.media_type,
-                "date": None if hit.date is None else datetime.fromtimestamp(hit.date, UTC).isoformat(),
+                "date": _iso(hit.date),
                 "facts": dict(hit.facts),
             }
             for hit in answer.hits
@@ -635,7 +637,7 @@ def _failure_entry(item: ItemRecord) -> dict[str, Any]:
 def _failures_explain(settings: Settings, given: argparse.Namespace) -> int:
     with _ledger(settings) as ledger:
         user = _known_user(ledger, given.user) if ledger else None
-        found = ledger.find_items(given.item, user) if ledger else []
+        found = ledger.find_items(_readable(given.item)[:_NAME_CHARS], user) if ledger else []
         if not found:
             raise UsageError(f"no item is called {given.item!r}; `nightmill failures list` names those that failed")
         exact = [item for item in found if str(item.id) == given.item or item.path == given.item]
@@ -790,6 +792,15 @@ class _ledger:  # noqa: N801 - reads as the verb it is: `with _ledger(settings) 
             self._ledger.close()
 
 
+def _readable(words: str) -> str:
+    """The words, if they can be compared with anything: bytes that are no UTF-8 stand for no text."""
+    try:
+        words.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(f"{printable(words, 100)!r} is not UTF-8; write it in the encoding of this terminal") from None
+    return words
+
+
 def _require_user(ledger: SqlLedger | None, user: UserId) -> None:
     if ledger is None or ledger.find_user(user) is None:
         raise UsageError(f"there is no user {user!r}; `nightmill users list` names them")
@@ -828,6 +839,14 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _iso(seconds: float | None) -> str | None:
+    """None also for a moment that no calendar of ours holds: dates in mails are strangers' words."""
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _print_json(table: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:

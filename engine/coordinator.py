@@ -585,7 +585,8 @@ class Coordinator:
     def _exit_code(self, counts: Counts) -> int:
         if self._draining is not None:
             return self._draining[0]
-        some = counts.failed or counts.attachments_failed or self._troubles or counts.pending
+        some = counts.failed or counts.attachments_failed or self._troubles
+        some = some or counts.pending or counts.attachments_pending
         return EXIT_SOME_FAILED if some else EXIT_DONE
 
     def _say_progress(self, users: int, *, last: bool = False) -> None:

@@ -24,7 +24,11 @@ class PartStore:
     def add(self, name: str, outbox: Path, file: str) -> tuple[str, int]:
         """Take a part from a worker's outbox: (sha256 in hex, bytes). Raises MalformedMessage."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        return results.take_file(outbox, file, self._folder / name, MAX_PART_BYTES)
+        # In one step: a thread may be copying the part at this moment, and half of it would pass for the whole.
+        draft = self._folder / f"{name}.draft"
+        taken = results.take_file(outbox, file, draft, MAX_PART_BYTES)
+        draft.replace(self._folder / name)
+        return taken
 
     def fetch(self, name: str, target: Path) -> Fetched:
         """Copy a part. Raises FetchFailed: vanished when it is not there any more."""
@@ -35,6 +39,10 @@ class PartStore:
                 descriptor, target, name, lambda status: str(status.st_size), max_size_bytes=MAX_PART_BYTES
             )
         return Fetched(fingerprint=type(fetched.fingerprint)(""), size_bytes=fetched.size_bytes, sha256=fetched.sha256)
+
+    def holds(self, name: str) -> bool:
+        """The part lies here."""
+        return (self._folder / Path(name).name).is_file()
 
     def remove(self, name: str) -> None:
         """The part is settled."""

@@ -181,7 +181,12 @@ class UserPipeline:
 
     def _refill(self) -> None:
         """Take up pending items, and put those of whom something is known already where they belong."""
-        while not self._exhausted and len(self._to_extract) < WINDOW_LOW:
+        # What is known already goes straight on, past this queue: it counts too, or all pending ones come at once.
+        while (
+            not self._exhausted
+            and len(self._to_extract) < WINDOW_LOW
+            and len(self._items) - len(self._ready) < units.MOST_ON_THE_WAY + WINDOW_LOW
+        ):
             # What has been settled since the last time must not be taken up again.
             self.flush()
             beyond = [*self._items, *self._held, *self._left_out]
@@ -193,6 +198,8 @@ class UserPipeline:
                     continue
                 item = Item(record=record, kind=record.kind)
                 self._items[record.id] = item
+                # Asked for again since it was to leave the index: it does when it fails again.
+                self._removals.discard(item.key)
                 self._resume(item)
 
     def _may_take(self, record: ItemRecord) -> bool:
@@ -548,8 +555,14 @@ class UserPipeline:
             # Taken up already, as they were before: the ledger hands them out again, if they are still there.
             for child in [child for child in self._items.values() if child.record.parent == record.id]:
                 del self._items[child.record.id]
-        self._held = {part: parent for part, parent in self._held.items() if parent != record.id}
+        self._release_parts(record.id)
         self._exhausted = False
+
+    def _release_parts(self, mail: ItemId) -> None:
+        """The mail was read, or never will be in this run: its parts go on, or fail, by themselves."""
+        if mail in self._held.values():
+            self._held = {part: parent for part, parent in self._held.items() if parent != mail}
+            self._exhausted = False
 
     def _recognised(self, piece: Piece, page: Page) -> None:
         item = piece.item
@@ -660,7 +673,15 @@ class UserPipeline:
         if record.id not in self._items:
             return  # Settled meanwhile, by another unit of its pages.
         if record.parent is not None and failure.reason is Reason.VANISHED and self._may_read_again(record):
+            if self._parts.holds(str(record.locator["part"])):
+                # Laid by since the copy failed: the mail was being read at that moment.
+                self._to_extract.append(item)
+                return
             # Its bytes are gone from the folder of parts (erased, or lost): the mail that holds them is read again.
+            mail = self._items.get(record.parent)
+            if mail is not None and mail.extract:
+                # Past its extraction already: it begins anew, else nobody would lay the bytes by.
+                del self._items[record.parent]
             self._moves.append(Move(item=record.parent, state=ItemState.PENDING))
             self._moves.append(Move(item=record.id, state=ItemState.PENDING, attempts=1))
             self._fresh.add(record.parent)
@@ -678,8 +699,9 @@ class UserPipeline:
         """Once, and only where the mail itself is not set aside."""
         if part.attempts:
             return False
-        found = self._ledger.find_items(str(part.parent), self.user)
-        return any(one.id == part.parent and one.state is not ItemState.QUARANTINED for one in found)
+        assert part.parent is not None
+        mail = self._ledger.find_item(part.parent)
+        return mail is not None and mail.state is not ItemState.QUARANTINED
 
     def _failed(self, unit: Unit, piece: Piece, failure: Failure, cost: Cost) -> None:
         self._work.attempts_failed += not CATALOGUE[failure.reason].skip
@@ -785,6 +807,7 @@ class UserPipeline:
             self._work.items_failed += state is not ItemState.SKIPPED
         if not keeps_published(failure.reason):
             self._remove(item.key)
+        self._release_parts(record.id)
         self._forget_part(record)
         self._reporter.say(
             ItemSettled(user=self.user, path=record.path, state=state, reason=failure.reason, detail=failure.detail)

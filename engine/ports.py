@@ -459,6 +459,10 @@ class Ledger(Protocol):
         """Items that failed, are quarantined or were skipped, failed first. Sources: see `sources`."""
         ...
 
+    def find_item(self, item: ItemId) -> ItemRecord | None:
+        """The item of that id."""
+        ...
+
     def find_items(self, words: str, user: UserId | None = None) -> list[ItemRecord]:
         """Items by id (digits) or by a part of their path, at most 100."""
         ...

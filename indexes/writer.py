@@ -40,6 +40,8 @@ from indexes.schema import WITH_VECTORS, count_vectors, faults, find_faiss, gene
 TEXT_HASH_BYTES: Final = 16
 #: A FAISS file is not built anew for fewer changes: scanning 64 vectors takes microseconds.
 REBUILD_AT_LEAST: Final = 64
+#: How long the end of a user's work waits for readers: all other users wait too.
+CLOSE_MS: Final = 200
 #: Text at this level takes a third of its room; the best level saves little more and costs three times the CPU.
 _COMPRESSION: Final = 1
 #: Rows held in memory while vectors are exported: 1.5 MB at 384 numbers a row.
@@ -104,6 +106,8 @@ class Writer:
                 self._db.execute("ROLLBACK")
             # What cannot be copied (a full disk, a reader that does not end) stays in the log, where nothing is lost.
             with contextlib.suppress(sqlite3.Error):
+                # Nobody waits for a search that stands still: the log is then part of the stamp.
+                self._db.execute(f"PRAGMA busy_timeout = {CLOSE_MS}")
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             self._db.close()
         finally:

@@ -166,7 +166,7 @@ class SqlListing:
             for batch in self._notes.batches():
                 change.apply(batch)
             held = 0
-            if missing and not accept_removals and not source.held_removals and _is_braked(len(missing), total):
+            if not accept_removals and _is_braked(len(missing) - source.held_removals, total):
                 held, missing = len(missing), []
             change.remove(missing)
             if complete:
@@ -184,8 +184,8 @@ class SqlListing:
             source = connection.execute(_SOURCE, {"source": self._source}).first()
             total, missing = self._missing(connection) if complete and source is not None else (0, [])
             held = 0
-            if source is not None and not accept_removals and not source.held_removals:
-                held = len(missing) if _is_braked(len(missing), total) else 0
+            if source is not None and not accept_removals:
+                held = len(missing) if _is_braked(len(missing) - source.held_removals, total) else 0
             named = [] if held else missing
             gone = connection.execute(select(items.c.key).where(items.c.id.in_(_ids(named)))).scalars()
             unchanged = self._unchanged + kinds[Difference.MOVED]
@@ -444,6 +444,7 @@ def _ids(these: Sequence[int]) -> Select[Any]:
 
 
 def _is_braked(missing: int, total: int) -> bool:
+    """missing: beyond those that were missing the last time already."""
     return missing > BRAKE_ITEMS and missing > BRAKE_FRACTION * total
 
 

@@ -27,6 +27,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
@@ -284,6 +285,7 @@ class SqlLedger:
                     newly_indexed.append(item.id)
             now = self._clock.now()
             _execute_many(connection, _TAKE_OVER, [(now, id_) for id_ in newly_indexed])
+            _execute_many(connection, _STAYS, [(id_,) for id_ in newly_indexed])
             _execute_many(connection, _READ_AGAIN, [(now, id_) for id_ in newly_pending])
             _execute_many(connection, _ADD_DEPARTED, [(row, *place) for place in [*sorted(unknown), *excluded]])
             connection.execute(update(users).where(users.c.id == row).values(generation=generation))
@@ -306,7 +308,12 @@ class SqlLedger:
             if connection.execute(select(items.c.id).where(*chosen).limit(1)).first() is None:
                 return 0
         again = update(items).where(*chosen)
+        # What is on its way into the index again must not be taken out of it by name.
+        places = select(items.c.user_id, items.c.source_id, items.c.key).where(*chosen)
         with self._database.write() as connection:
+            connection.execute(
+                delete(departed).where(tuple_(departed.c.user_id, departed.c.source_id, departed.c.key).in_(places))
+            )
             result = connection.execute(
                 again.values(
                     redo=case((items.c.state == ItemState.INDEXED.value, 1), else_=items.c.redo),
@@ -401,6 +408,10 @@ class SqlLedger:
         if user is not None:
             query = query.where(items.c.source_id.in_(_sources_of(user)))
         return self._items(query.order_by(items.c.id != id_, items.c.path, items.c.id).limit(100))
+
+    def find_item(self, item: ItemId) -> ItemRecord | None:
+        """The item of that id."""
+        return next(iter(self._items(_ITEMS.where(items.c.id == item))), None)
 
     def attempts(self, item: ItemId) -> list[Attempt]:
         """The latest 50 attempts of an item, oldest first."""
@@ -677,6 +688,9 @@ _MOVE: Final = (
 )
 _TAKE_OVER: Final = (
     "UPDATE items SET state = 'indexed', reason = NULL, detail = '', indexed_before = 1, moved = ? WHERE id = ?"
+)
+_STAYS: Final = (
+    "DELETE FROM departed WHERE (user_id, source_id, key) IN (SELECT user_id, source_id, key FROM items WHERE id = ?)"
 )
 _READ_AGAIN: Final = (
     "UPDATE items SET state = 'pending', reason = NULL, detail = '', attempts = 0, alone = 0, partial = 0, moved = ?"

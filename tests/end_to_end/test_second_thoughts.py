@@ -195,3 +195,34 @@ def test_an_interrupted_rebuild_goes_on(mill: Mill, tmp_path: Path) -> None:
     )
     assert read == []
     assert mill.json("status", "ann")["indexed"] == 11
+
+
+def test_every_attachment_is_read_again_in_a_rebuild(mill: Mill, tmp_path: Path) -> None:
+    """`reindex --full` of many mails with attachments leaves none behind, whichever is taken up first."""
+    letters = [
+        files.mail(
+            f"Letter {number}", "See below.", *((f"{n}.txt", f"Text {number}.{n}".encode(), "text/plain") for n in "ab")
+        )
+        for number in range(300)
+    ]
+    days = (f"From a@example.com Mon Feb {number % 27 + 1:2} 09:{number % 60:02}:00 2025\n" for number in range(300))
+    mailbox = tmp_path / "post.mbox"
+    mailbox.write_bytes(b"".join(day.encode() + letter + b"\n" for day, letter in zip(days, letters, strict=True)))
+    mill.run("users", "add", "ann", f"mbox:{mailbox}")
+    mill.run("init", NIGHTMILL_EMBEDDER="none")
+    counts = mill.json("reindex", "ann", "--full", NIGHTMILL_EMBEDDER="none")["counts"]
+    assert (counts["indexed"], counts["attachments_indexed"], counts["attachments_pending"]) == (300, 600, 0)
+    assert not (mill.data_dir / "indexes" / "ann" / "parts").exists()
+
+
+def test_dates_that_no_calendar_holds_break_nothing(mill: Mill, tmp_path: Path) -> None:
+    """A mail from beyond the year 9999 is found, without a date; a question that is no text is refused."""
+    letter = files.mail("From far away", "The curlew of the future.")
+    far = letter.replace(b"Mon, 03 Feb 2025 09:15:00 +0100", b"Fri, 31 Dec 9999 23:59:59 -1200")
+    assert far != letter
+    mill.run("users", "add", "ann", f"mbox:{files.mbox(tmp_path / 'post.mbox', far)}")
+    mill.run("init")
+    hits = mill.json("search", "ann", "curlew")["hits"]
+    assert [(hit["title"], hit["date"]) for hit in hits] == [("From far away", None)]
+    assert "UTF-8" in mill.run("search", "ann", os.fsdecode(b"\xff"), code=2).stderr
+    assert "UTF-8" in mill.run("failures", "explain", os.fsdecode(b"\xff"), code=2).stderr

@@ -647,6 +647,41 @@ def test_held_removals_go_on_the_second_word(ledger: SqlLedger) -> None:
     assert take_down(ledger, rest[15:]).held == 15
 
 
+def test_another_accident_the_night_after_is_held_too(ledger: SqlLedger) -> None:
+    """A hold says nothing of what vanishes later: those that come back do not make room for others to go."""
+    names = [listed(f"f{number}") for number in range(100)]
+    take_down(ledger, names)
+    assert take_down(ledger, names[19:]).held == 19
+    outcome = take_down(ledger, names[:20])
+    assert (outcome.gone, outcome.held) == ((), 80)
+    assert len(take_down(ledger, names[:20]).gone) == 80
+
+
+def test_what_is_asked_for_again_no_longer_departs(ledger: SqlLedger) -> None:
+    """An item that failed and is tried again is on its way in: it must not be taken out by name meanwhile."""
+    take_down(ledger, [listed("a"), listed("b")])
+    index(ledger, "a", "b")
+    take_down(ledger, [listed("a", "2"), listed("b", "2")])
+    failure = Failure(reason=Reason.UNREADABLE, detail="")
+    ledger.settle(RUN, [], [Move(item=item(ledger, n).id, state=ItemState.FAILED, failure=failure) for n in "ab"])
+    source = source_of(ledger)
+    assert ledger.departed(ANN) == [(source, "a"), (source, "b")]
+    assert ledger.requeue(ANN, reasons=[Reason.UNREADABLE], states=[ItemState.FAILED]) == 2
+    assert ledger.departed(ANN) == []
+
+
+def test_what_the_index_holds_as_it_is_stays_there(ledger: SqlLedger) -> None:
+    """An item that reconciliation takes for indexed is no longer to leave the index."""
+    take_down(ledger, [listed("a")])
+    index(ledger, "a")
+    take_down(ledger, [listed("a", "2")])
+    failure = Failure(reason=Reason.DAMAGED, detail="")
+    ledger.settle(RUN, [], [Move(item=item(ledger, "a").id, state=ItemState.FAILED, failure=failure)])
+    assert ledger.reconcile(ANN, 7, {(source_of(ledger), ItemKey("a")): Fingerprint("2")}) == (1, 0)
+    assert ledger.departed(ANN) == []
+    assert item(ledger, "a").state is INDEXED
+
+
 def test_held_removals_are_forgotten_when_the_items_are_back(ledger: SqlLedger) -> None:
     """A disk that was not mounted for a night costs nothing, and the next accident is held again."""
     names = [listed(f"f{number}") for number in range(50)]

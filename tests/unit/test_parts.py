@@ -12,6 +12,7 @@ from engine.errors import MalformedMessage
 from engine.parts import PartStore
 from engine.ports import FetchFailed
 from engine.reasons import Reason
+from engine.workers import results
 
 
 @pytest.fixture
@@ -58,6 +59,29 @@ def test_a_part_of_the_same_name_takes_the_place_of_the_first(store: PartStore, 
     assert store.add("12-0", outbox, "7.part1")[1] == 3
     store.fetch("12-0", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"new"
+
+
+def test_a_part_is_replaced_in_one_step(
+    store: PartStore, outbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a part is written anew, whoever copies it gets the old one whole, never the beginning of the new one."""
+    store.add("12-0", outbox, "7.part1")
+    (outbox / "7.part1").write_bytes(b"new" * 1000)
+    take = results.take_file
+    seen: list[bytes] = []
+
+    def watched(outbox: Path, name: str, target: Path, most: int) -> tuple[str, int]:
+        taken = take(outbox, name, target, most)
+        store.fetch("12-0", tmp_path / "copy")
+        seen.append((tmp_path / "copy").read_bytes())
+        return taken
+
+    monkeypatch.setattr(results, "take_file", watched)
+    store.add("12-0", outbox, "7.part1")
+    assert seen == [b"the attachment"]
+    store.fetch("12-0", tmp_path / "after")
+    assert (tmp_path / "after").read_bytes() == b"new" * 1000
+    assert sorted(path.name for path in (tmp_path / "user" / "parts").iterdir()) == ["12-0"]
 
 
 def test_what_has_vanished_is_said_to_have(store: PartStore, outbox: Path, tmp_path: Path) -> None:
