@@ -40,6 +40,7 @@ from engine.policy import estimates, units
 from engine.policy.estimates import Estimate
 from engine.policy.retries import after_failure, keeps_published
 from engine.ports import Attempt, Clock, FetchFailed, ItemRecord, Ledger, Move, Source
+from engine.publishing import Publisher
 from engine.reasons import CATALOGUE, Reason
 from engine.telemetry import ItemSettled, Notice, Reporter
 from engine.way import (
@@ -49,7 +50,6 @@ from engine.way import (
     Unit,
     Work,
     attempt_of,
-    date_of,
     ending_of,
     extraction_of,
     file_name_of,
@@ -57,16 +57,14 @@ from engine.way import (
     part_fingerprint,
     prefix_of,
     record_of,
+    title_of,
 )
 from engine.workers import results
 from indexes import records
-from indexes.records import Entry
 from indexes.writer import Writer, text_hash
 
 #: Pending items read from the ledger at a time, and how few may be left before more are read.
 WINDOW_ITEMS, WINDOW_LOW = 256, 64
-#: Published together: a transaction costs little, and what is found a moment sooner is found a moment sooner.
-PUBLISH_ITEMS, PUBLISH_SECONDS = 200, 5.0
 #: Attachments within attachments. Real mails are forwarded three or four times over.
 MOST_NESTED = 5
 #: Text of one page that OCR read; the densest printed pages hold some 20,000.
@@ -105,7 +103,7 @@ class UserPipeline:
         self.user = user
         self._run, self._plan, self._ledger, self._writer = run, plan, ledger, writer
         self._sources, self._parts, self._clock, self._reporter, self._work = sources, parts, clock, reporter, work
-        self._most_items, self._remove_nothing = most_items, remove_nothing
+        self._most_items = most_items
         #: Pending items that a trial does not read.
         self._left_out: set[ItemId] = set()
         self._items: dict[ItemId, Item] = {}
@@ -114,8 +112,17 @@ class UserPipeline:
         self._to_chunk: deque[Item] = deque()
         self._texts: dict[bytes, str] = {}
         self._wanted: dict[bytes, list[Item]] = {}
-        self._ready: list[Item] = []
-        self._removals: set[records.ItemKey] = set() if remove_nothing else set(removed)
+        self._publisher = Publisher(
+            user=user,
+            run=run,
+            plan=plan,
+            ledger=ledger,
+            writer=writer,
+            removed=removed,
+            trial=most_items is not None,
+            remove_nothing=remove_nothing,
+            now=clock.monotonic(),
+        )
         #: Parts whose bytes are gone, by the mail that is read again for them.
         self._held: dict[ItemId, ItemId] = {}
         self._fresh: set[ItemId] = set()
@@ -127,7 +134,6 @@ class UserPipeline:
         self._open_units: set[Unit] = set()
         self._taken = 0
         self._exhausted = False
-        self._published_at = clock.monotonic()
         self._index_failures = 0
         self._index_asked = False
         self._exported: records.Exported | None = None
@@ -167,7 +173,7 @@ class UserPipeline:
 
     def _is_through(self) -> bool:
         """Every item that could be taken up has been settled and published."""
-        return self._exhausted and not self._items and not self._open_units and not self._removals
+        return self._exhausted and not self._items and not self._open_units and not self._publisher.has_removals
 
     def _backlog(self) -> units.Backlog:
         return units.Backlog(
@@ -175,7 +181,7 @@ class UserPipeline:
             ocr=len(self._to_ocr),
             chunk=len(self._to_chunk),
             texts=len(self._texts),
-            on_the_way=len(self._items) - len(self._to_extract) - len(self._ready),
+            on_the_way=len(self._items) - len(self._to_extract) - len(self._publisher.ready),
             coming=sum(unit.stage in (Stage.EXTRACT, Stage.OCR, Stage.CHUNK) for unit in self._open_units),
         )
 
@@ -185,7 +191,7 @@ class UserPipeline:
         while (
             not self._exhausted
             and len(self._to_extract) < WINDOW_LOW
-            and len(self._items) - len(self._ready) < units.MOST_ON_THE_WAY + WINDOW_LOW
+            and len(self._items) - len(self._publisher.ready) < units.MOST_ON_THE_WAY + WINDOW_LOW
         ):
             # What has been settled since the last time must not be taken up again.
             self.flush()
@@ -199,7 +205,7 @@ class UserPipeline:
                 item = Item(record=record, kind=record.kind)
                 self._items[record.id] = item
                 # Asked for again since it was to leave the index: it does when it fails again.
-                self._removals.discard(item.key)
+                self._publisher.keep(item.key)
                 self._resume(item)
 
     def _may_take(self, record: ItemRecord) -> bool:
@@ -212,10 +218,6 @@ class UserPipeline:
     def _is_live(self, item: Item | None) -> bool:
         """The item is still on its way, and this is it: it was not settled, taken out, or taken up anew."""
         return item is None or self._items.get(item.record.id) is item
-
-    def _remove(self, key: records.ItemKey) -> None:
-        if not self._remove_nothing:
-            self._removals.add(key)
 
     def _resume(self, item: Item) -> None:
         read = self._writer.find_read(*item.key)
@@ -443,14 +445,10 @@ class UserPipeline:
                 self._to_extract.append(item)
                 continue
             table = json.loads(document)
-            table["title"] = self._title(item)
+            table["title"] = title_of(item)
             _write(inbox / file_name_of(unit, index), json.dumps(table).encode())
             unit.orders.append(piece)
             yield {"file": file_name_of(unit, index), "prefix": prefix_of(unit, index)}
-
-    def _title(self, item: Item) -> str:
-        """What a hit shows: the document's own title, else the name of the item."""
-        return item.title.strip() or item.record.path.rpartition("/")[2] or str(item.record.path)
 
     # --- an order ends ---
 
@@ -550,7 +548,7 @@ class UserPipeline:
             )
         outcome = self._ledger.add_parts(record.id, listed)
         for key in outcome.gone:
-            self._remove((int(record.source), str(key)))
+            self._publisher.remove((int(record.source), str(key)))
         if outcome.gone or outcome.changed:
             # Taken up already, as they were before: the ledger hands them out again, if they are still there.
             for child in [child for child in self._items.values() if child.record.parent == record.id]:
@@ -632,7 +630,7 @@ class UserPipeline:
                     self._texts[known] = texts[known]
                 self._wanted.setdefault(known, []).append(item)
         if not item.missing:
-            self._ready.append(item)
+            self._publisher.ready.append(item)
 
     def _embedded(self, piece: Piece, result: Mapping[str, Any], outbox: Path) -> None:
         count, dim = len(piece.texts), self._plan.dim
@@ -652,7 +650,7 @@ class UserPipeline:
             for item in self._wanted.pop(known, ()):
                 item.missing.discard(known)
                 if not item.missing and item.record.id in self._items:
-                    self._ready.append(item)
+                    self._publisher.ready.append(item)
 
     def _indexed(self, unit: Unit, result: Mapping[str, Any], outbox: Path) -> None:
         name = result.get("faiss")
@@ -806,7 +804,7 @@ class UserPipeline:
             self._work.items_skipped += state is ItemState.SKIPPED
             self._work.items_failed += state is not ItemState.SKIPPED
         if not keeps_published(failure.reason):
-            self._remove(item.key)
+            self._publisher.remove(item.key)
         self._release_parts(record.id)
         self._forget_part(record)
         self._reporter.say(
@@ -827,90 +825,24 @@ class UserPipeline:
             self._ledger.settle(self._run, attempts, moves)
 
     def publish_if_due(self, *, last: bool = False) -> None:
-        """Publish what is ready, when enough has gathered or some time has passed or nothing more is coming.
-
-        While the embedding model changes all waits for the end: an index never mixes vectors of two models.
-        """
+        """Publish what is ready, when enough has gathered or some time has passed or nothing more is coming."""
         quiet = not self._open_units and units.next_stage(self._backlog()) is None and self._exhausted
         now = self._clock.monotonic()
-        due = len(self._ready) >= PUBLISH_ITEMS or now - self._published_at >= PUBLISH_SECONDS or quiet or last
-        if not due or not (self._ready or self._removals):
+        if not self._publisher.is_due(now, quiet=quiet, last=last):
             return
-        if self._writer.model not in ("", self._plan.model) and not quiet:
-            return
-        self._publish()
-        self._published_at = now
-
-    def _entries(self, items: Sequence[Item], published: set[records.ItemKey], moves: list[Move]) -> Iterator[Entry]:
-        """One after the other, as the transaction takes them in: chunks of many items are never held together."""
-        for item in items:
-            entry = self._entry(item) if self._is_live(item) else None
-            if entry is None:
-                continue
-            published.add(item.key)
-            moves.append(
-                Move(
-                    item=item.record.id,
-                    state=ItemState.INDEXED,
-                    fingerprint=item.record.fingerprint,
-                    attempts=0,
-                    alone=False,
-                    partial=item.partial,
-                    media_type=item.media_type,
-                )
-            )
-            yield entry
-
-    def _publish(self) -> None:
         self.flush()
-        ready, self._ready = self._ready, []
-        published: set[records.ItemKey] = set()
-        moves: list[Move] = []
-        gone = sorted(self._removals - {item.key for item in ready})
-        # A trial does not switch the model: what it did not read would lose its vectors.
-        model = self._plan.model if self._most_items is None else self._writer.model or self._plan.model
-        removed = sum(self._writer.is_published(*key) for key in gone)
-        # A kill between the two: the generations differ, and the next run makes the ledger agree with the index.
-        generation = self._writer.publish(self._entries(ready, published, moves), gone, model)
-        departed = [(SourceId(source), ItemKey(key)) for source, key in sorted(self._removals)]
-        self._ledger.published(self._run, self.user, generation, moves, departed)
-        self._work.published += len(published)
-        self._work.removed += removed
-        self._removals.clear()
-        for item in ready:
-            if item.key not in published and self._is_live(item):
-                # Its chunks are gone since: cut it again.
-                self._to_chunk.append(item)
-            elif item.key in published:
-                self._items.pop(item.record.id, None)
-                self._forget_part(item.record)
-                self._work.items_indexed += item.record.parent is None
-                self._reporter.say(
-                    ItemSettled(user=self.user, path=item.record.path, state=ItemState.INDEXED, reason=None, detail="")
-                )
-
-    def _entry(self, item: Item) -> Entry | None:
-        read = self._writer.find_read(*item.key)
-        if read is None or read.chunks is None:
-            return None
-        record = item.record
-        return Entry(
-            source=int(record.source),
-            key=str(record.key),
-            fingerprint=str(record.fingerprint),
-            content=item.content,
-            extract=item.extract,
-            chunking=self._plan.chunking,
-            model=self._plan.model,
-            kind=item.kind.value,
-            media_type=item.media_type,
-            title=self._title(item),
-            path=record.path,
-            date=date_of(item),
-            facts=dict(item.facts),
-            partial=item.partial,
-            chunks=read.chunks,
-        )
+        done = self._publisher.publish(now, self._is_live)
+        # Their chunks are gone since: cut again.
+        self._to_chunk.extend(done.without_chunks)
+        self._work.published += len(done.items)
+        self._work.removed += done.removed
+        for item in done.items:
+            self._items.pop(item.record.id, None)
+            self._forget_part(item.record)
+            self._work.items_indexed += item.record.parent is None
+            self._reporter.say(
+                ItemSettled(user=self.user, path=item.record.path, state=ItemState.INDEXED, reason=None, detail="")
+            )
 
     # --- attempts ---
 

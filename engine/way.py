@@ -156,6 +156,11 @@ def kind_of(media_type: str) -> Kind:
             return Kind.FILE
 
 
+def title_of(item: Item) -> str:
+    """What a hit shows: the document's own title, else the name of the item."""
+    return item.title.strip() or item.record.path.rpartition("/")[2] or str(item.record.path)
+
+
 def date_of(item: Item) -> float | None:
     """Seconds since the epoch: what the content says, else when the item was last changed."""
     for name in ("date", "start"):
