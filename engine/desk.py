@@ -46,10 +46,9 @@ _Result = TypeVar("_Result")
 class Desk:
     """Implements ports.Desk for one coordinator process. Made by `open_desk`."""
 
-    def __init__(self, data_dir: Path, limits: Limits, *, debug: bool = False) -> None:
+    def __init__(self, data_dir: Path, limits: Limits) -> None:
         self.limits = limits
         self._data_dir = data_dir.resolve()
-        self._debug = debug
         self._place = rendezvous.make_runtime_dir(self._data_dir)
         self._client_file = rendezvous.ClientFile(self._place)
         self._asks: dict[str, Ask] = {}
@@ -298,7 +297,6 @@ def open_desk(
     max_workers_per_user: int,
     cpu_limit: int,
     memory_limit_bytes: int,
-    debug: bool = False,
 ) -> Desk:
     """A desk of this process at the scheduler of `data_dir`, which is started if none runs.
 
@@ -311,7 +309,7 @@ def open_desk(
         cpu_limit=cpu_limit,
         memory_limit_bytes=memory_limit_bytes,
     )
-    return Desk(data_dir, limits, debug=debug)
+    return Desk(data_dir, limits)
 
 
 def find_statistics(data_dir: Path) -> DeskStats | None:

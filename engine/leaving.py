@@ -71,6 +71,8 @@ def remove_sources(user: UserId, uris: Sequence[str], *, ledger: Ledger, root: P
                 gone = [(int(source), str(key)) for source, key in departed]
                 generation = writer.publish([], gone, writer.model)
                 writer.tidy()
+                # Not only out of reach: out of the file.
+                writer.shred()
             ledger.published(_BY_HAND, user, generation, [], departed)
         return len(departed)
     finally:

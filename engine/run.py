@@ -49,7 +49,6 @@ def desk_for(settings: Settings) -> Desk:
         max_workers_per_user=settings.max_workers_per_user,
         cpu_limit=settings.cpu_limit or guards.cpu_limit(),
         memory_limit_bytes=limit,
-        debug=settings.debug_mode,
     )
 
 

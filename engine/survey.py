@@ -22,7 +22,7 @@ from typing import Protocol
 
 from engine.errors import SourceUnavailable, UsageError
 from engine.model import Counts, Failure, ItemState, SourceId, UserId
-from engine.policy.retries import PASSING
+from engine.policy.retries import worth_another_run
 from engine.ports import Ledger, Source, UserRecord
 from engine.reasons import Reason
 from engine.settings import INDEXES_FOLDER
@@ -212,7 +212,7 @@ def _make_pending(ledger: Ledger, record: UserRecord, versions: str, extracts: t
         ledger.requeue(record.name, states=(*states, ItemState.INDEXED) if orders.full else states)
         ledger.requeue(record.name, states=(ItemState.SKIPPED,), reasons=(Reason.UNSUPPORTED_TYPE,))
     else:
-        ledger.requeue(record.name, states=(ItemState.FAILED,), reasons=tuple(PASSING))
+        ledger.requeue(record.name, states=(ItemState.FAILED,), reasons=tuple(filter(worth_another_run, Reason)))
 
 
 def _source_failed(ledger: Ledger, source: SourceId, error: SourceUnavailable, troubles: list[str]) -> None:

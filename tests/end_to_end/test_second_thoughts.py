@@ -125,6 +125,7 @@ def test_a_source_can_be_taken_away(mill: Mill, tmp_path: Path) -> None:
     mill.run("users", "remove", "ann", f"folder:{tmp_path / 'one'}")
     assert mill.hits("ann", "dotterel", "--mode", "keyword") == ["two.txt"]
     assert mill.json("status", "ann")["found"] == 1
+    assert b"dotterel of one" not in (mill.data_dir / "indexes" / "ann" / "index.db").read_bytes()
     assert set(mill.json("init")["work"].values()) == {0}
     assert "no source" in mill.run("users", "remove", "ann", "folder:/nowhere", code=2).stderr
 
