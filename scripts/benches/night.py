@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -118,21 +117,34 @@ def _make_one_index(place: Path, index: Path, items: int) -> None:
 
 
 def command(place: Path, *words: str, environ: dict[str, str] | None = None) -> dict[str, Any]:
-    """Run a command of the engine: its output, wall seconds and peak memory in MB (the largest single process)."""
+    """Run a command of the engine: its output, wall seconds, and the peak memory of its process in MB."""
     settings = {"NIGHTMILL_DATA_DIR": str(place / "var"), "NIGHTMILL_EMBEDDER": "fast", **(environ or {})}
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "engine", *words],
-        env={**os.environ, **settings},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    seconds = time.monotonic() - began
-    if done.returncode:
-        sys.exit(f"{words} ended with exit code {done.returncode}")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
-    return {"said": done.stdout, "seconds": seconds, "mb": peak}
+    with tempfile.TemporaryFile("w+") as said:
+        command_words = [sys.executable, "-m", "engine", *words]
+        with subprocess.Popen(command_words, env={**os.environ, **settings}, stdout=said) as process:
+            peak = _watch_peak(process)
+        seconds = time.monotonic() - began
+        if process.returncode:
+            sys.exit(f"{words} ended with exit code {process.returncode}")
+        said.seek(0)
+        return {"said": said.read(), "seconds": seconds, "mb": peak // 1024}
+
+
+def _watch_peak(process: subprocess.Popen[bytes]) -> int:
+    """The peak of the process's own memory in kB, looked at until it ends.
+
+    Not `ru_maxrss`: that of a child begins with what its parent had when it was forked.
+    """
+    peak = 0
+    while process.poll() is None:
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peak = max(peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+        except (OSError, ValueError):
+            pass
+        time.sleep(0.02)
+    return peak
 
 
 if __name__ == "__main__":
