@@ -89,7 +89,6 @@ class RunReport:
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it."""
         return {
-            "schema_version": 1,
             "exit_code": self.exit_code,
             "seconds": round(self.seconds, 3),
             "users": self.users,
@@ -126,7 +125,6 @@ class _Going:
     began: float
     assigned: bool = False
     cpu_seconds: float = 0.0
-    peak_bytes: int = 0
 
 
 class Coordinator:

@@ -5,7 +5,6 @@ Rule: nothing is stored. The work is done under tokens of the desk like any othe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from engine.clock import SystemClock
 from engine.desk import Desk
-from engine.document import MAX_PART_BYTES, Document, Page
+from engine.document import MAX_NOTES, MAX_PART_BYTES, Document, Page, merge_page
 from engine.errors import MalformedMessage, UsageError
 from engine.model import Failure, Lane, Stage, TokenKind, UserId
 from engine.plan import make_plan
@@ -76,23 +75,20 @@ class _Reading:
         return self._with_ocr(document, wanting)
 
     def _with_ocr(self, document: Document, wanting: list[int]) -> Document:
-        pages = {page.number: page for page in document.pages}
+        recognised: dict[int, Page] = {}
         notes = list(document.notes)
         for number in wanting:
             order = {"media_type": document.media_type, "page": number}
             done = self._do(Stage.OCR, order, estimates.ocr_page(), "page")
-            page: Page | None = None
             if not isinstance(done, Failure):
                 try:
-                    page = replace(Page.from_json(done), number=number, needs_ocr=False)
+                    recognised[number] = replace(Page.from_json(done), number=number, needs_ocr=False)
+                    continue
                 except MalformedMessage as error:
                     done = Failure(reason=Reason.PROTOCOL, detail=str(error))
-            if page is not None:
-                pages[number] = page
-            elif isinstance(done, Failure):
-                notes.append(f"page {number} could not be read: {done.reason}: {done.detail}"[:1000])
-        ordered = tuple(pages[page.number] for page in document.pages)
-        return replace(document, pages=ordered, notes=tuple(notes[:100]))
+            notes.append(f"page {number} could not be read: {done.reason}: {done.detail}"[:1000])
+        pages = tuple(merge_page(page, recognised.get(page.number)) for page in document.pages)
+        return replace(document, pages=pages, notes=tuple(notes[:MAX_NOTES]))
 
     def _do(self, stage: Stage, order: Mapping[str, Any], estimate: Estimate, field: str) -> object:
         """One unit under one token: the JSON of the result, or the Failure."""
@@ -160,13 +156,12 @@ def _size_of(status: Any) -> str:
 def to_json(path: Path, found: Document | Failure) -> dict[str, Any]:
     """As `nightmill extract --json` prints it."""
     if isinstance(found, Failure):
-        return {"schema_version": 1, "path": str(path), "reason": found.reason.value, "detail": found.detail}
+        return {"path": str(path), "reason": found.reason.value, "detail": found.detail}
     pages = [
         {"number": page.number, "method": page.method.value, "confidence": page.confidence, "text": page.text}
         for page in found.pages
     ]
     return {
-        "schema_version": 1,
         "path": str(path),
         "type": found.media_type,
         "kind": found.kind.value,
@@ -177,5 +172,5 @@ def to_json(path: Path, found: Document | Failure) -> dict[str, Any]:
             {"name": part.name, "type": part.media_type, "size_bytes": part.size_bytes} for part in found.parts
         ],
         "text": "\n\n".join(page.text for page in found.pages if page.text.strip()),
-        "pages": json.loads(json.dumps(pages)),
+        "pages": pages,
     }

@@ -148,7 +148,7 @@ class UserPipeline:
             return self._index_unit() if self._is_through() else None
         match stage:
             case Stage.EXTRACT:
-                pieces = self._take_extracts()
+                pieces = self._take(self._to_extract, Stage.EXTRACT, extraction_of)
             case Stage.OCR:
                 pieces = self._take_pages()
             case Stage.CHUNK:
@@ -263,9 +263,6 @@ class UserPipeline:
         unit = Unit(number=self._numbers, user=self.user, stage=stage, pieces=tuple(pieces))
         self._open_units.add(unit)
         return unit
-
-    def _take_extracts(self) -> list[Piece]:
-        return self._take(self._to_extract, Stage.EXTRACT, extraction_of)
 
     def _take(self, queue: deque[Item], stage: Stage, estimate: Callable[[Item], Estimate]) -> list[Piece]:
         """The next orders of a queue; an item that was suspect once goes alone."""

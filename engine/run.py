@@ -23,10 +23,7 @@ from engine.coordinator import Coordinator, RunReport
 from engine.desk import Desk, open_desk
 from engine.errors import CannotRunError, NightmillError, SettingsError, UsageError
 from engine.ledger import SqlLedger, open_ledger
-from engine.model import (
-    Lane,
-    UserId,
-)
+from engine.model import Lane, UserId
 from engine.plan import make_plan
 from engine.ports import StageFailed
 from engine.settings import LEDGER_FILE, Settings
@@ -78,13 +75,13 @@ def spool_for(settings: Settings) -> Iterator[Path]:
         owner, _, rest = left.name.partition("-")
         started = rest.partition("-")[0]
         if owner.isdigit() and started.isdigit() and not processes.is_alive(int(owner), float(started)):
-            _remove(left)
+            shutil.rmtree(left, ignore_errors=True)
     place = root / f"{pid}-{processes.start_time(pid):.0f}-{secrets.token_hex(4)}"
     place.mkdir(mode=0o700)
     try:
         yield place
     finally:
-        _remove(place)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def run(
@@ -116,9 +113,8 @@ def run(
     with ExitStack() as stack:
         ledger = stack.enter_context(_closing(open_own_ledger(settings)))
         known = [record.name for record in ledger.users()]
-        for user in users or ():
-            if user not in set(known):
-                raise UsageError(f"there is no user {user!r}; `nightmill users list` names them")
+        for user in sorted(set(users or ()) - set(known)):
+            raise UsageError(f"there is no user {user!r}; `nightmill users list` names them")
         chosen = list(users) if users is not None else known
         spool = stack.enter_context(spool_for(settings))
         desk = stack.enter_context(desk_for(settings))
@@ -185,10 +181,6 @@ def _make_data_dir(settings: Settings) -> None:
         raise CannotRunError(
             f"the data directory {settings.data_dir} cannot be made: {error.strerror}; set NIGHTMILL_DATA_DIR"
         ) from error
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def seconds_until(clock_time: str, now: float) -> float:
