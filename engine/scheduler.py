@@ -191,7 +191,7 @@ class ServedDesk:
                 "user_workers": dict(tokens.by_user),
                 "waiting": dict(self._book.waiting()),
                 "sessions": len(self._sessions),
-                "memory_reserved_bytes": memory.reserved_bytes,
+                "memory_reserved_bytes": memory.promised_bytes,
                 "memory_limit_bytes": self.limits.memory_limit_bytes,
             }
 

@@ -6,25 +6,21 @@ False, and changes nothing.
     ask / withdraw / promote ----> FairQueue (a lane's turns) --+
     give_back / end_session  ----> Tokens (caps), Memory -------+--> grants()
 
-Interactive is served before bulk; within a lane the earliest turn that tokens and memory allow.
+Interactive is served before bulk; within a lane, whoever holds the memory reservation as soon as its unit fits, then the
+earliest turn that tokens and memory allow. A user that holds all the tokens it may hold is parked in both lanes.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass
 
 from engine.model import Lane, LeaseId, TokenKind, UserId
-from engine.policy.admission import Memory
+from engine.policy.admission import Memory, Reservation, size_class
 from engine.policy.fairness import AskKey, FairQueue
 from engine.policy.tokens import Lease, Limits, Tokens
 from engine.ports import Ask
-
-#: How many turns that do not fit into memory are passed over in search of one that does. More would make a grant
-#: cost as much as there are users; with fewer, small units would wait behind a handful of large ones.
-LOOK_AHEAD = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +34,10 @@ class Granted:
 
 @dataclass(slots=True)
 class _Session:
+    """asks: by id, with the lane each stands in; waiting: the ids by user; users: all it ever asked for."""
+
     asks: dict[str, tuple[Lane, Ask]]
-    waiting: Counter[UserId]
+    waiting: dict[UserId, dict[str, None]]
     users: set[UserId]
 
 
@@ -86,7 +84,7 @@ class Book:
 
     def begin_session(self, session: str) -> None:
         """A borrower may ask from now on. Known ones stay as they are."""
-        self._sessions.setdefault(session, _Session({}, Counter(), set()))
+        self._sessions.setdefault(session, _Session({}, {}, set()))
 
     def ask(self, session: str, ask: Ask) -> bool:
         """A wish for a token. False when an ask of that name stands already. Raises ValueError for garbage."""
@@ -98,9 +96,9 @@ class Book:
             return False
         lane = Lane.INTERACTIVE if ask.user in self._promoted else ask.lane
         borrower.asks[ask.ask_id] = (lane, ask)
-        borrower.waiting[ask.user] += 1
+        borrower.waiting.setdefault(ask.user, {})[ask.ask_id] = None
         borrower.users.add(ask.user)
-        self._lanes[lane].add((session, ask.ask_id), ask)
+        self._lanes[lane].add((session, ask.ask_id), ask, size_class(ask.memory_bytes))
         return True
 
     def withdraw(self, session: str, ask_id: str) -> bool:
@@ -109,8 +107,8 @@ class Book:
         if borrower is None or ask_id not in borrower.asks:
             return False
         lane, ask = self._strike(session, ask_id)
-        self._lanes[lane].remove((session, ask_id), ask)
-        self.memory.release_reservation((session, ask_id))
+        self._lanes[lane].remove((session, ask_id), ask, size_class(ask.memory_bytes))
+        self.memory.release_reservation(key=(session, ask_id))
         return True
 
     def give_back(self, session: str, lease_id: LeaseId, cost_seconds: float) -> bool:
@@ -122,9 +120,7 @@ class Book:
             return False
         self.memory.end(lease_id)
         self._lanes[lease.lane].correct(lease.user, cost_seconds - lease.cost_seconds, lease.weight)
-        if not self.tokens.at_cap(lease.user):
-            for queue in self._lanes.values():
-                queue.unpark(lease.user)
+        self._park_or_unpark(lease.user)
         return True
 
     def adopt(self, session: str, lease_id: LeaseId, ask: Ask) -> bool:
@@ -160,12 +156,24 @@ class Book:
         if not any(user in borrower.users for borrower in self._sessions.values()):
             return False
         self._promoted.add(user)
-        for key, ask in self._lanes[Lane.BULK].asks_of(user):
-            self._lanes[Lane.BULK].remove(key, ask)
-            self.memory.release_reservation(key)
+        for key, ask, size in self._lanes[Lane.BULK].asks_of(user):
+            self._lanes[Lane.BULK].remove(key, ask, size)
+            self.memory.release_reservation(key=key)
             self._sessions[key[0]].asks[key[1]] = (Lane.INTERACTIVE, ask)
-            self._lanes[Lane.INTERACTIVE].add(key, ask)
+            self._lanes[Lane.INTERACTIVE].add(key, ask, size)
         return True
+
+    def set_limits(self, limits: Limits) -> None:
+        """Other ceilings from now on. What is out beyond them stays out; nothing new starts before there is room."""
+        self.limits = self.tokens.limits = limits
+        self.memory.limit_bytes = limits.memory_limit_bytes
+        self.set_cpu_target(self.tokens.cpu_target)
+        for user in list(self.tokens.by_user):
+            self._park_or_unpark(user)
+
+    def set_cpu_target(self, target: int) -> None:
+        """So many bulk CPU leases may be out; brought into 1 to the cores."""
+        self.tokens.cpu_target = max(1, min(target, self.limits.cpu_limit))
 
     # --- what the book answers ---
 
@@ -177,13 +185,28 @@ class Book:
         return lent
 
     def waits(self, session: str) -> dict[UserId, str]:
-        """For each user this session waits for: "user_cap", "total_cap", "cpu_cap", "memory", "reserved" or "turn"."""
+        """For each user this session waits for, why its first ask does.
+
+        "user_cap", "total_cap", "cpu_cap", "memory", "reserved" or "turn".
+        """
         borrower = self._sessions.get(session)
-        reasons: dict[UserId, str] = {}
-        for ask_id, (lane, ask) in borrower.asks.items() if borrower else ():
-            if ask.user not in reasons:
-                reasons[ask.user] = self._why(lane, (session, ask_id), ask)
-        return reasons
+        if borrower is None:
+            return {}
+        return {user: self.why(session, next(iter(ids))) for user, ids in borrower.waiting.items()}
+
+    def why(self, session: str, ask_id: str) -> str:
+        """What a standing ask waits for. Raises KeyError when it does not stand."""
+        lane, ask = self._sessions[session].asks[ask_id]
+        if self.tokens.at_cap(ask.user):
+            return "user_cap"
+        obstacle = self.tokens.obstacle(lane, ask.kind)
+        if obstacle is not None:
+            return obstacle
+        size, held = size_class(ask.memory_bytes), self.memory.reservation
+        if not self.memory.fits(size):
+            return "memory"
+        is_holder = held is not None and held.key == (session, ask_id)
+        return "turn" if is_holder or size <= self.memory.room(lane) else "reserved"
 
     def promoted(self, session: str) -> frozenset[UserId]:
         """The promoted users that this session has asked for at some time."""
@@ -194,7 +217,8 @@ class Book:
         """How many asks stand, by user."""
         total: Counter[UserId] = Counter()
         for borrower in self._sessions.values():
-            total.update(borrower.waiting)
+            for user, ids in borrower.waiting.items():
+                total[user] += len(ids)
         return total
 
     # --- how ---
@@ -203,64 +227,51 @@ class Book:
         for lane in (Lane.INTERACTIVE, Lane.BULK):
             found = self._next_in(lane)
             if found is not None:
-                key, ask = found
+                key, ask, size = found
                 self._lent += 1
                 lease_id = LeaseId(f"{self._epoch}-{self._lent}")
-                self.memory.release_reservation(key)
+                self.memory.release_reservation(key=key)
                 self._strike(*key)
+                self._lanes[lane].take(key, ask, size)
                 self._lend(lease_id, key[0], lane, ask)
-                self._lanes[lane].take(key, ask)
                 return Granted(session=key[0], ask_id=key[1], lease_id=lease_id)
         return None
 
-    def _next_in(self, lane: Lane) -> tuple[AskKey, Ask] | None:
-        """The ask of the earliest turn that may start; the first one that only lacks memory gets the reservation."""
-        best: tuple[float, int, AskKey, Ask] | None = None
-        lacking: list[tuple[float, int, AskKey, Ask]] = []
-        queue = self._lanes[lane]
-        for kind in TokenKind:
-            if self.tokens.obstacle(lane, kind) is not None:
-                continue
-            at_cap, passed_over = [], 0
-            with closing(queue.heads(kind)) as turns:
-                for turn in turns:
-                    if best is not None and turn[:2] >= best[:2]:
-                        break
-                    _, _, key, ask = turn
-                    if self.tokens.at_cap(ask.user):
-                        at_cap.append(turn)
-                    elif self.memory.obstacle(key, lane, ask.memory_bytes) is None:
-                        best = turn
-                        break
-                    else:
-                        lacking.append(turn)
-                        passed_over += 1
-                        if passed_over >= LOOK_AHEAD:
-                            break
-            for _, _, key, ask in at_cap:
-                queue.park(ask.user)
-                self.memory.release_reservation(key)
-        lacking = [turn for turn in lacking if best is None or turn[:2] < best[:2]]
-        if lacking:
-            first = min(lacking, key=lambda turn: turn[:2])
-            if self.memory.obstacle(first[2], lane, first[3].memory_bytes) == "memory":
-                had = self.memory.reservation
-                self.memory.reserve(first[2], lane, first[3].memory_bytes)
-                if self.memory.reservation is not had and best is not None:
-                    # The reservation is new, and what was found may not lie beyond it.
-                    return self._next_in(lane)
-        return None if best is None else (best[2], best[3])
+    def _next_in(self, lane: Lane) -> tuple[AskKey, Ask, int] | None:
+        """Who may start now in this lane; a turn that only lacks memory gets the reservation, if it is free."""
+        kinds = [kind for kind in TokenKind if self.tokens.obstacle(lane, kind) is None]
+        if not kinds:
+            return None
+        queue, memory = self._lanes[lane], self.memory
+        held = memory.reservation
+        if held is not None and held.lane is lane and held.kind in kinds and memory.fits(held.size):
+            # Its memory is there. Another turn before it would be one more to wait for.
+            return held.key, self._sessions[held.key[0]].asks[held.key[1]][1], held.size
+        head = queue.first(kinds, math.inf)
+        if head is None:
+            return None
+        key, ask, size = head
+        if size <= memory.room(lane):
+            return head
+        if not memory.fits(size):
+            memory.reserve(Reservation(key=key, user=ask.user, lane=lane, kind=ask.kind, size=size))
+        return queue.first(kinds, memory.room(lane))
 
-    def _why(self, lane: Lane, key: AskKey, ask: Ask) -> str:
-        if self.tokens.at_cap(ask.user):
-            return "user_cap"
-        return self.tokens.obstacle(lane, ask.kind) or self.memory.obstacle(key, lane, ask.memory_bytes) or "turn"
+    def _park_or_unpark(self, user: UserId) -> None:
+        if self.tokens.at_cap(user):
+            for queue in self._lanes.values():
+                queue.park(user)
+            self.memory.release_reservation(user=user)
+        else:
+            for queue in self._lanes.values():
+                queue.unpark(user)
 
     def _strike(self, session: str, ask_id: str) -> tuple[Lane, Ask]:
         borrower = self._sessions[session]
         lane, ask = borrower.asks.pop(ask_id)
-        borrower.waiting[ask.user] -= 1
-        if not borrower.waiting[ask.user]:
+        ids = borrower.waiting[ask.user]
+        del ids[ask_id]
+        if not ids:
             del borrower.waiting[ask.user]
         return lane, ask
 
@@ -278,4 +289,5 @@ class Book:
                 weight=ask.weight,
             )
         )
-        self.memory.lend(lease_id, ask.memory_bytes)
+        self.memory.lend(lease_id, size_class(ask.memory_bytes))
+        self._park_or_unpark(ask.user)

@@ -2,7 +2,10 @@
 
 Rule: a user's turn comes by its start tag, in cost seconds over weight. The tag is the later of what it has used
 (its finish tag) and the lane's virtual time when it last began to wait, so that nobody saves up turns while away.
-Knows nothing of caps or memory: the book (book.py) says who is to be passed over.
+Knows nothing of caps: a user that may not be served is parked by the book (book.py). Knows sizes only as labels.
+
+    user -> flow: tags, and a line of asks for each kind of token and size
+    heap for each kind and size: the users' first asks, by start tag          O(log users) for each grant
 
 Source: Goyal, Vin, Cheng, "Start-time Fair Queueing", 1997; with several servers: Jin, Chase, Kaur, 2004. The cost
 is an estimate when a turn is taken and is corrected when the lease ends, which keeps the shares true to what was used.
@@ -12,77 +15,95 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from engine.model import TokenKind, UserId
 from engine.ports import Ask
 
 #: Names an ask for good: the session it came from, and the id it was given there.
 AskKey = tuple[str, str]
+#: The asks of one kind and size are alike to everybody but their users.
+Line = tuple[TokenKind, int]
+#: A heap is swept when it has doubled since it was last swept, and not before it holds so many entries.
+_SWEEP = 64
+
+
+class Turn(NamedTuple):
+    """A user's first ask of one line. Earlier turns are smaller."""
+
+    start: float
+    order: int
+    number: int
+    user: UserId
+
+
+@dataclass(slots=True)
+class _Heap:
+    """The turns of one line, stale ones among them until it is swept."""
+
+    turns: list[Turn] = field(default_factory=list)
+    sweep_at: int = _SWEEP
 
 
 @dataclass(slots=True)
 class _Flow:
-    """What one lane knows of one user."""
+    """What one lane knows of one user. `order` and an ask's number settle ties: first come, first served."""
 
     order: int
     floor: float
     finish: float = 0.0
-    parked: bool = False
     out: int = 0
-    asks: dict[TokenKind, OrderedDict[AskKey, Ask]] = field(default_factory=dict)
-    #: The entry of each kind's heap that counts; all others of this user are stale.
-    entries: dict[TokenKind, tuple[float, int, int, UserId]] = field(default_factory=dict)
+    asks: dict[Line, OrderedDict[AskKey, tuple[int, Ask]]] = field(default_factory=dict)
+    #: The entry of each line's heap that counts; all others of this user are stale.
+    turns: dict[Line, Turn] = field(default_factory=dict)
 
     @property
     def start(self) -> float:
         return max(self.floor, self.finish)
 
-    @property
-    def waits(self) -> bool:
-        return any(self.asks.values())
-
 
 class FairQueue:
-    """The asks of one lane, first come first served within a user and kind, by start tag between users."""
+    """The asks of one lane: first come first served within a user, by start tag between users."""
 
     def __init__(self) -> None:
         self._flows: dict[UserId, _Flow] = {}
-        self._heaps: dict[TokenKind, list[tuple[float, int, int, UserId]]] = {kind: [] for kind in TokenKind}
+        self._heaps: dict[Line, _Heap] = {}
+        self._parked: set[UserId] = set()
         self._virtual = 0.0
         self._orders = 0
-        self._stamps = 0
+        self._numbers = 0
         #: Asks that stand and leases that are out, of all users. None: the lane is idle.
         self._busy = 0
 
-    def add(self, key: AskKey, ask: Ask) -> None:
+    def add(self, key: AskKey, ask: Ask, size: int) -> None:
         """An ask joins its user's line."""
         flow = self._flow(ask.user)
-        if not flow.waits:
+        if not flow.asks:
             flow.floor = self._virtual
-        line = flow.asks.setdefault(ask.kind, OrderedDict())
-        line[key] = ask
+        self._numbers += 1
+        flow.asks.setdefault((ask.kind, size), OrderedDict())[key] = self._numbers, ask
         self._busy += 1
-        if len(line) == 1 or len(flow.entries) == 0:
-            self._push(ask.user, flow)
+        self._enter(ask.user, flow)
 
-    def remove(self, key: AskKey, ask: Ask) -> None:
+    def remove(self, key: AskKey, ask: Ask, size: int) -> None:
         """An ask leaves without having been served."""
         flow = self._flows[ask.user]
-        self._drop(flow, key, ask)
+        self._drop(flow, key, (ask.kind, size))
         self._busy -= 1
+        self._enter(ask.user, flow)
         self._forget_if_done(ask.user, flow)
 
-    def take(self, key: AskKey, ask: Ask) -> None:
+    def take(self, key: AskKey, ask: Ask, size: int) -> None:
         """An ask is served: its user is charged the estimated cost, and the lane's time moves to this turn."""
         flow = self._flows[ask.user]
         start = flow.start
         self._virtual = max(self._virtual, start)
         flow.finish = start + ask.cost_seconds / ask.weight
         flow.out += 1
-        self._drop(flow, key, ask)
-        self._push(ask.user, flow)
+        self._drop(flow, key, (ask.kind, size))
+        self._enter(ask.user, flow)
 
     def adopt(self, user: UserId, cost_seconds: float, weight: float) -> None:
         """A lease that an earlier scheduler lent counts as used here."""
@@ -90,7 +111,7 @@ class FairQueue:
         flow.finish = flow.start + cost_seconds / weight
         flow.out += 1
         self._busy += 1
-        self._push(user, flow)
+        self._enter(user, flow)
 
     def correct(self, user: UserId, difference_seconds: float, weight: float) -> None:
         """A lease of this lane ended and took that much more (or less) than was charged."""
@@ -98,46 +119,53 @@ class FairQueue:
         flow.out -= 1
         self._busy -= 1
         flow.finish = max(0.0, flow.finish + difference_seconds / weight)
-        self._push(user, flow)
+        self._enter(user, flow)
         self._forget_if_done(user, flow)
 
     def park(self, user: UserId) -> None:
         """The user may not be served for now, however early its turn."""
-        flow = self._flows[user]
-        flow.parked = True
-        flow.entries.clear()
+        self._parked.add(user)
+        flow = self._flows.get(user)
+        if flow is not None:
+            flow.turns.clear()
 
     def unpark(self, user: UserId) -> None:
         """The user may be served again, from now on: no credit for the time away."""
+        if user in self._parked:
+            self._parked.discard(user)
+            flow = self._flows.get(user)
+            if flow is not None:
+                flow.floor = self._virtual
+                self._enter(user, flow)
+
+    def first(self, kinds: Collection[TokenKind], room: float) -> tuple[AskKey, Ask, int] | None:
+        """The earliest turn among asks of these kinds that are no larger than `room`: (key, ask, size)."""
+        best: Turn | None = None
+        line_of_best: Line | None = None
+        for line, heap in self._heaps.items():
+            if line[1] > room or line[0] not in kinds:
+                continue
+            turns = heap.turns
+            # Stale turns are thrown away only where they are in the way.
+            while turns and (best is None or turns[0] < best):
+                if self._counts(line, turns[0]):
+                    best, line_of_best = turns[0], line
+                else:
+                    heapq.heappop(turns)
+        if best is None or line_of_best is None:
+            return None
+        key, (_, ask) = next(iter(self._flows[best.user].asks[line_of_best].items()))
+        return key, ask, line_of_best[1]
+
+    def asks_of(self, user: UserId) -> list[tuple[AskKey, Ask, int]]:
+        """All asks of a user in this lane, in the order they came: (key, ask, size)."""
         flow = self._flows.get(user)
-        if flow is not None and flow.parked:
-            flow.parked = False
-            flow.floor = self._virtual
-            self._push(user, flow)
-
-    def heads(self, kind: TokenKind) -> Generator[tuple[float, int, AskKey, Ask], None, None]:
-        """The first ask of each user of this kind who is not parked, by turn: (start tag, order, key, ask).
-
-        Leave the iterator before anything else is changed here. O(log users) for each head looked at.
-        """
-        heap, seen = self._heaps[kind], []
-        try:
-            while heap:
-                entry = heapq.heappop(heap)
-                flow = self._flows.get(entry[3])
-                if flow is None or flow.entries.get(kind) != entry:
-                    continue
-                seen.append(entry)
-                key, ask = next(iter(flow.asks[kind].items()))
-                yield entry[0], entry[1], key, ask
-        finally:
-            for entry in seen:
-                heapq.heappush(heap, entry)
-
-    def asks_of(self, user: UserId) -> list[tuple[AskKey, Ask]]:
-        """All asks of a user in this lane, in the order they came within each kind."""
-        flow = self._flows.get(user)
-        return [] if flow is None else [pair for line in flow.asks.values() for pair in line.items()]
+        if flow is None:
+            return []
+        standing = [
+            (number, key, ask, line[1]) for line, asks in flow.asks.items() for key, (number, ask) in asks.items()
+        ]
+        return [entry[1:] for entry in sorted(standing, key=lambda entry: entry[0])]
 
     def _flow(self, user: UserId) -> _Flow:
         flow = self._flows.get(user)
@@ -146,30 +174,40 @@ class FairQueue:
             flow = self._flows[user] = _Flow(order=self._orders, floor=self._virtual)
         return flow
 
-    def _drop(self, flow: _Flow, key: AskKey, ask: Ask) -> None:
-        line = flow.asks[ask.kind]
-        del line[key]
-        if not line:
-            flow.entries.pop(ask.kind, None)
+    def _drop(self, flow: _Flow, key: AskKey, line: Line) -> None:
+        asks = flow.asks[line]
+        del asks[key]
+        if not asks:
+            del flow.asks[line]
+            flow.turns.pop(line, None)
 
-    def _push(self, user: UserId, flow: _Flow) -> None:
-        """Enter the user anew in the heaps of the kinds it waits for, wherever its tag has changed."""
-        if flow.parked:
+    def _enter(self, user: UserId, flow: _Flow) -> None:
+        """Bring the heaps up to date with the user's tag and first asks."""
+        if user in self._parked:
             return
-        for kind, line in flow.asks.items():
-            entry = flow.entries.get(kind)
-            if line and (entry is None or entry[0] != flow.start):
-                self._stamps += 1
-                flow.entries[kind] = (flow.start, flow.order, self._stamps, user)
-                heapq.heappush(self._heaps[kind], flow.entries[kind])
-                if len(self._heaps[kind]) > 64 + 4 * len(self._flows):
-                    self._sweep(kind)
+        start = flow.start
+        for line, asks in flow.asks.items():
+            number, _ = next(iter(asks.values()))
+            known = flow.turns.get(line)
+            if known is None or known.start != start or known.number != number:
+                turn = flow.turns[line] = Turn(start, flow.order, number, user)
+                heap = self._heaps.get(line)
+                if heap is None:
+                    heap = self._heaps[line] = _Heap()
+                heapq.heappush(heap.turns, turn)
+                if len(heap.turns) > heap.sweep_at:
+                    self._sweep(line, heap)
 
-    def _sweep(self, kind: TokenKind) -> None:
-        """Drop stale entries, so that a heap never holds more than a few for each user."""
-        heap = [flow.entries[kind] for flow in self._flows.values() if kind in flow.entries]
-        heapq.heapify(heap)
-        self._heaps[kind] = heap
+    def _sweep(self, line: Line, heap: _Heap) -> None:
+        """Drop stale turns, so that a heap never holds more than twice what counts, and empty ones are forgotten."""
+        heap.turns = list({turn for turn in heap.turns if self._counts(line, turn)})
+        heapq.heapify(heap.turns)
+        heap.sweep_at = max(_SWEEP, 2 * len(heap.turns))
+        self._heaps = {line: heap for line, heap in self._heaps.items() if heap.turns}
+
+    def _counts(self, line: Line, turn: Turn) -> bool:
+        flow = self._flows.get(turn.user)
+        return flow is not None and flow.turns.get(line) == turn
 
     def _forget_if_done(self, user: UserId, flow: _Flow) -> None:
         """Without asks and leases a user is remembered only while it has used more than its turn."""
@@ -177,7 +215,6 @@ class FairQueue:
             # The lane is idle: a new busy period begins with a clean slate for everybody.
             self._virtual = max(self._virtual, *(other.finish for other in self._flows.values()))
             self._flows.clear()
-            for heap in self._heaps.values():
-                heap.clear()
-        elif not flow.waits and not flow.out and flow.finish <= self._virtual:
+            self._heaps.clear()
+        elif not flow.asks and not flow.out and flow.finish <= self._virtual:
             del self._flows[user]

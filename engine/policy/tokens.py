@@ -8,8 +8,8 @@ How the caps fit together (T = max_total_workers, C = cpu_limit):
     all leases of all users                 <= T
     all leases of one user                  <= max_workers_per_user
     T >= 3: leases of either lane           <= T - 1     one token is kept for each class
-    bulk CPU leases                         <= C
-    CPU leases of both lanes                <= C + 1     the one above is for a class that has none, or for who waits
+    bulk CPU leases                         <= C         or the scaled target, where that is lower (scaling.py)
+    CPU leases of both lanes                <= C + 1     the one above is for who waits, or for a bulk that has none
     T >= 3: interactive CPU leases          <= C         so that bulk always finds its kept token usable
 """
 
@@ -63,6 +63,8 @@ class Tokens:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        #: Bulk CPU leases that may be out now: between 1 and the cores.
+        self.cpu_target = limits.cpu_limit
         self.leases: dict[LeaseId, Lease] = {}
         self.by_user: Counter[UserId] = Counter()
         self._by_lane: Counter[Lane] = Counter()
@@ -77,12 +79,12 @@ class Tokens:
             return "total_cap"
         if kind is not TokenKind.CPU:
             return None
-        both = self._cpu[Lane.BULK] + self._cpu[Lane.INTERACTIVE]
-        # With fewer than three tokens two CPU leases are the most there can be: never more than one above the cores.
+        bulk, interactive = self._cpu[Lane.BULK], self._cpu[Lane.INTERACTIVE]
         if lane is Lane.INTERACTIVE:
-            return "cpu_cap" if keeps_one and self._cpu[lane] >= cores else None
-        # Bulk goes above the cores only for the one token that is kept for it.
-        has_room = both < cores or (keeps_one and self._cpu[lane] == 0)
+            has_room = bulk + interactive <= cores and not (keeps_one and interactive >= cores)
+        else:
+            # Bulk goes above the cores only for the one token that is kept for it.
+            has_room = bulk < min(cores, self.cpu_target) and (bulk + interactive < cores or (keeps_one and bulk == 0))
         return None if has_room else "cpu_cap"
 
     def at_cap(self, user: UserId) -> bool:

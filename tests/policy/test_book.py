@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from engine.model import Lane, LeaseId, TokenKind, UserId
+from engine.policy.admission import size_class
 from engine.policy.book import Book, Granted
 from engine.policy.tokens import Limits
 from engine.ports import Ask
@@ -188,10 +189,11 @@ class BookMachine(RuleBasedStateMachine):
         assert cpu.total() <= cores + 1
         if total >= 3:
             assert max(lanes.values(), default=0) <= total - 1
-        memory = [ask.memory_bytes for _, _, ask in out if ask.memory_bytes]
-        assert sum(memory) <= self.limits.memory_limit_bytes or len(memory) == 1
+        budget = self.limits.memory_limit_bytes
+        memory = [min(size_class(ask.memory_bytes), budget) for _, _, ask in out]
+        assert sum(memory) <= budget
         assert set(self.book.tokens.leases) == set(self.out)
-        assert self.book.memory.reserved_bytes == sum(memory)
+        assert self.book.memory.promised_bytes == sum(memory)
 
     @invariant()
     def nobody_waits_for_nothing(self) -> None:
