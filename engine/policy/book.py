@@ -6,8 +6,8 @@ False, and changes nothing.
     ask / withdraw / promote ----> FairQueue (a lane's turns) --+
     give_back / end_session  ----> Tokens (caps), Memory -------+--> grants()
 
-Interactive is served before bulk; within a lane, whoever holds the memory reservation as soon as its unit fits, then the
-earliest turn that tokens and memory allow. A user that holds all the tokens it may hold is parked in both lanes.
+Interactive is served before bulk; within a lane, whoever holds the memory reservation as soon as its unit fits, then
+the earliest turn that tokens and memory allow. A user that holds all the tokens it may hold is parked in both lanes.
 """
 
 from __future__ import annotations

@@ -142,6 +142,7 @@ class FairQueue:
         """The earliest turn among asks of these kinds that are no larger than `room`: (key, ask, size)."""
         best: Turn | None = None
         line_of_best: Line | None = None
+        empty: list[Line] = []
         for line, heap in self._heaps.items():
             if line[1] > room or line[0] not in kinds:
                 continue
@@ -152,6 +153,10 @@ class FairQueue:
                     best, line_of_best = turns[0], line
                 else:
                     heapq.heappop(turns)
+            if not turns:
+                empty.append(line)
+        for line in empty:
+            del self._heaps[line]
         if best is None or line_of_best is None:
             return None
         key, (_, ask) = next(iter(self._flows[best.user].asks[line_of_best].items()))
@@ -199,11 +204,10 @@ class FairQueue:
                     self._sweep(line, heap)
 
     def _sweep(self, line: Line, heap: _Heap) -> None:
-        """Drop stale turns, so that a heap never holds more than twice what counts, and empty ones are forgotten."""
+        """Drop stale turns, so that a heap never holds more than twice what counts."""
         heap.turns = list({turn for turn in heap.turns if self._counts(line, turn)})
         heapq.heapify(heap.turns)
         heap.sweep_at = max(_SWEEP, 2 * len(heap.turns))
-        self._heaps = {line: heap for line, heap in self._heaps.items() if heap.turns}
 
     def _counts(self, line: Line, turn: Turn) -> bool:
         flow = self._flows.get(turn.user)
