@@ -411,9 +411,10 @@ class Coordinator:
         returns, self._returns = self._returns, []
         patience = TURN_SECONDS if waiting and not self._going and not self._returns else 0.0
         answer = self._desk.exchange(asks=asks, returns=returns, withdraw=withdraw, patience_seconds=patience)
-        if answer.waits != self._waits:
-            _log.debug("waiting: %s", dict(answer.waits))
-        self._waits = answer.waits
+        waits = answer.waits or {}
+        if waits != self._waits:
+            _log.debug("waiting: %s", dict(waits))
+        self._waits = waits
         for grant in answer.grants:
             owner = next((opened for opened in self._open.values() if grant.ask_id in opened.asked), None)
             if owner is None:

@@ -10,12 +10,14 @@ answers; a lease that a scheduler no longer counts is returned without effect.
 from __future__ import annotations
 
 import random
+import select
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +41,8 @@ IDLE_SECONDS = 5.0
 _START_PAUSE_SECONDS = 2.0
 #: What talking to a scheduler that is not there, or that goes away, raises.
 _LOST = (OSError, EOFError, AuthenticationError)
+#: An exchange that says nothing: asks, returns, withdrawals, backlog.
+_NOTHING: tuple[Any, ...] = ([], [], [], {})
 
 _Result = TypeVar("_Result")
 
@@ -46,13 +50,17 @@ _Result = TypeVar("_Result")
 class Desk:
     """Implements ports.Desk for one coordinator process. Made by `open_desk`."""
 
-    def __init__(self, data_dir: Path, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, data_dir: Path, limits: Limits, *, scaling: bool, debug: bool) -> None:
+        #: Those in force at the scheduler: the strictest of all that are there.
+        self.limits = self._own_limits = limits
+        self._scaling, self._debug = scaling, debug
         self._data_dir = data_dir.resolve()
         self._place = rendezvous.make_runtime_dir(self._data_dir)
         self._client_file = rendezvous.ClientFile(self._place)
         self._asks: dict[str, Ask] = {}
         self._leases: dict[LeaseId, Ask] = {}
+        self._backlog: dict[UserId, int] = {}
+        self._told: dict[UserId, Mapping[str, Any]] = {}
         self._proxy: rendezvous.DeskProxy | None = None
         self._scheduler: tuple[int, float] = (0, 0.0)
         self._child: subprocess.Popen[bytes] | None = None
@@ -67,46 +75,47 @@ class Desk:
         self._watcher = threading.Thread(target=self._watch, daemon=True, name="desk-watch")
         self._watcher.start()
 
+    @property
+    def bell_fd(self) -> int:
+        """Readable when there is news; for a loop of one's own. `exchange` takes it off."""
+        return self._client_file.bell_fd
+
     def exchange(
         self,
         *,
         asks: Sequence[Ask] = (),
         returns: Sequence[Return] = (),
         withdraw: Sequence[str] = (),
+        backlog: Mapping[UserId, int] | None = None,
+        explain: bool = True,
         patience_seconds: float = 0.0,
     ) -> Answer:
         """See ports.Desk. Raises SchedulerUnreachable after 30 s without a scheduler."""
+        answer = self._exchange(asks, returns, withdraw, backlog or {}, explain)
+        if patience_seconds <= 0:
+            return answer
+        until = time.monotonic() + patience_seconds
+        while not answer.grants and self._asks and (left := until - time.monotonic()) > 0:
+            self.wait_news(left)
+            answer = self._exchange((), (), (), {}, explain)
+        return answer
+
+    def wait_news(self, timeout_seconds: float) -> bool:
+        """See ports.Desk."""
+        poller = select.poll()
+        poller.register(self._client_file.bell_fd, select.POLLIN)
+        return bool(poller.poll(max(0.0, timeout_seconds) * 1000))
+
+    def tell(self, user: UserId, status: Mapping[str, Any]) -> None:
+        """See ports.Desk."""
         with self._lock:
-            for given in returns:
-                self._leases.pop(given.lease_id, None)
-            for ask_id in withdraw:
-                self._asks.pop(ask_id, None)
-            for ask in asks:
-                self._asks[ask.ask_id] = ask
-            message = (
-                self._client_file.session,
-                [_as_tuple(ask) for ask in asks],
-                [(given.lease_id, given.cost_seconds) for given in returns],
-                list(withdraw),
-                patience_seconds,
-            )
-            answer = self._call("exchange", *message)
-            if answer is None:
-                # The scheduler does not know us: it is a new one, or gave us up. The greeting tells it all.
+            if not self._call("tell", self._client_file.session, str(user), dict(status)):
                 self._hang_up()
-                answer = self._call("exchange", self._client_file.session, [], [], [], patience_seconds) or ((), {}, ())
-            granted, waits, promoted = answer
-            grants = []
-            for ask_id, lease_id in granted:
-                standing = self._asks.pop(ask_id, None)
-                if standing is not None:
-                    self._leases[LeaseId(lease_id)] = standing
-                    grants.append(Grant(ask_id=ask_id, lease_id=LeaseId(lease_id)))
-            return Answer(
-                grants=tuple(grants),
-                waits={UserId(user): why for user, why in waits.items()},
-                promoted=frozenset(UserId(user) for user in promoted),
-            )
+                self._call("tell", self._client_file.session, str(user), dict(status))
+            # Kept only now that it was found sound: it goes into every greeting.
+            self._told.pop(user, None)
+            if status:
+                self._told[user] = dict(status)
 
     def promote(self, user: UserId) -> bool:
         """See ports.Desk."""
@@ -148,6 +157,56 @@ class Desk:
 
     # --- how ---
 
+    def _exchange(
+        self,
+        asks: Sequence[Ask],
+        returns: Sequence[Return],
+        withdraw: Sequence[str],
+        backlog: Mapping[UserId, int],
+        explain: bool,
+    ) -> Answer:
+        with self._lock:
+            for given in returns:
+                self._leases.pop(given.lease_id, None)
+            for ask_id in withdraw:
+                self._asks.pop(ask_id, None)
+            for ask in asks:
+                self._asks[ask.ask_id] = ask
+            for user, waiting in backlog.items():
+                self._backlog.pop(user, None)
+                if waiting:
+                    self._backlog[user] = waiting
+            # Before the call: what rings from here on may not be in its answer.
+            self._client_file.silence()
+            session = self._client_file.session
+            answer = self._call(
+                "exchange",
+                session,
+                [_as_row(ask) for ask in asks],
+                [(given.lease_id, given.cost_seconds) for given in returns],
+                list(withdraw),
+                {str(user): waiting for user, waiting in backlog.items()},
+                explain,
+            )
+            if answer is None:
+                # The scheduler does not know us: it is a new one, or gave us up. The greeting tells it all.
+                self._hang_up()
+                answer = self._call("exchange", session, *_NOTHING, explain) or ((), {}, (), None)
+            granted, waits, promoted, limits = answer
+            if limits is not None:
+                self.limits = Limits(**limits)
+            grants = []
+            for ask_id, lease_id in granted:
+                standing = self._asks.pop(ask_id, None)
+                if standing is not None:
+                    self._leases[LeaseId(lease_id)] = standing
+                    grants.append(Grant(ask_id=ask_id, lease_id=LeaseId(lease_id)))
+            return Answer(
+                grants=tuple(grants),
+                waits=None if waits is None else {UserId(user): why for user, why in waits.items()},
+                promoted=frozenset(UserId(user) for user in promoted),
+            )
+
     def _call(self, method: str, *arguments: Any) -> Any:
         """One call, made again after a reconnection when the scheduler went away in between.
 
@@ -162,7 +221,7 @@ class Desk:
             self._hang_up()
             self._connect()
             if method == "exchange":
-                arguments = (arguments[0], [], [], [], 0.0)
+                arguments = (arguments[0], *_NOTHING, arguments[-1])
             assert self._proxy is not None
             try:
                 return self._proxy.call(method, *arguments)
@@ -195,8 +254,13 @@ class Desk:
             "greet",
             rendezvous.PROTOCOL,
             self._client_file.session,
-            [_as_tuple(ask) for ask in self._asks.values()],
-            [(lease_id, _as_tuple(ask)) for lease_id, ask in self._leases.items()],
+            {
+                "asks": [_as_row(ask) for ask in self._asks.values()],
+                "leases": [(lease_id, _as_row(ask)) for lease_id, ask in self._leases.items()],
+                "limits": asdict(self._own_limits),
+                "backlog": {str(user): waiting for user, waiting in self._backlog.items()},
+                "told": {str(user): status for user, status in self._told.items()},
+            },
         )
         if "refused" in greeting:
             raise _Refused(greeting["refused"])
@@ -218,7 +282,7 @@ class Desk:
         if now - self._started_at < _START_PAUSE_SECONDS or rendezvous.lock_is_held(self._place / "scheduler.lock"):
             return
         self._started_at = now
-        limits = self.limits
+        limits = self._own_limits
         with (self._place / "scheduler.log").open("ab") as log:
             self._child = subprocess.Popen(
                 [
@@ -232,6 +296,8 @@ class Desk:
                     f"--cpu-limit={limits.cpu_limit}",
                     f"--memory-limit-bytes={limits.memory_limit_bytes}",
                     f"--idle-seconds={IDLE_SECONDS}",
+                    *([] if self._scaling else ["--no-scaling"]),
+                    *(["--debug"] if self._debug else []),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -278,7 +344,7 @@ class _Refused(CannotRunError):  # noqa: N818
     """The scheduler answered, and will not have us."""
 
 
-def _as_tuple(ask: Ask) -> tuple[str, str, str, str, float, int, float]:
+def _as_row(ask: Ask) -> tuple[str, str, str, str, float, int, float]:
     return (
         ask.ask_id,
         str(ask.user),
@@ -297,11 +363,14 @@ def open_desk(
     max_workers_per_user: int,
     cpu_limit: int,
     memory_limit_bytes: int,
+    scaling: bool = True,
+    debug: bool = False,
 ) -> Desk:
     """A desk of this process at the scheduler of `data_dir`, which is started if none runs.
 
-    The limits are those that a scheduler is started with; one that runs already keeps its own (`Desk.limits`).
-    Raises CannotRunError (runtime folder not private, other release) and SchedulerUnreachable (after 30 s).
+    The limits hold as long as this desk is open; in force are the strictest of all desks (`Desk.limits`).
+    scaling, debug: of a scheduler that is started here. Raises CannotRunError (runtime folder not private, other
+    release) and SchedulerUnreachable (after 30 s).
     """
     limits = Limits(
         max_total_workers=max_total_workers,
@@ -309,7 +378,7 @@ def open_desk(
         cpu_limit=cpu_limit,
         memory_limit_bytes=memory_limit_bytes,
     )
-    return Desk(data_dir, limits)
+    return Desk(data_dir, limits, scaling=scaling, debug=debug)
 
 
 def find_statistics(data_dir: Path) -> DeskStats | None:

@@ -128,18 +128,28 @@ class Answer:
 
     grants     newly granted asks
     waits      for each user of this session that still waits, why: "user_cap", "total_cap", "cpu_cap", "memory",
-               "reserved", "turn", "recovering"
+               "reserved", "turn", "recovering"; None: it was not asked
     promoted   users of this session for whom somebody waits elsewhere: do them first
     """
 
     grants: tuple[Grant, ...] = ()
-    waits: Mapping[UserId, str] = field(default_factory=dict)
+    waits: Mapping[UserId, str] | None = None
     promoted: frozenset[UserId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeskStats:
-    """A frozen look at the counters (`get_stats` of the public API says the same as a table)."""
+    """A frozen look at the counters (`get_stats` of the public API says the same as a table).
+
+    user_workers       tokens out, by user
+    waiting            asks that stand, by user
+    reasons            why users wait (the words of Answer.waits) -> how many do
+    backlog            items that have no ask yet, by user, as far as coordinators have said
+    cpu_target         bulk CPU tokens that may be out now: scaled between 1 and cpu_limit
+    scaled_by          what keeps the target below the limit: "load", "memory" or ""
+    granted            tokens lent since the scheduler began; grants_per_second over the last ten seconds
+    user_status        what products have told of users (Desk.tell)
+    """
 
     active_workers: int
     max_total_workers: int
@@ -149,10 +159,26 @@ class DeskStats:
     sessions: int
     memory_reserved_bytes: int = 0
     memory_limit_bytes: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    backlog: Mapping[UserId, int] = field(default_factory=dict)
+    cpu_limit: int = 0
+    cpu_target: int = 0
+    scaled_by: str = ""
+    granted: int = 0
+    grants_per_second: float = 0.0
+    user_status: Mapping[UserId, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Desk(Protocol):
-    """Where tokens are lent. One instance per coordinator process; not for use by two threads at once."""
+    """Where tokens are lent. One instance per coordinator process.
+
+    Calls may come from several threads; what is granted goes to whichever of them calls next.
+    """
+
+    @property
+    def bell_fd(self) -> int:
+        """Readable when there is news: grants, or a promotion. `exchange` takes it off."""
+        ...
 
     def exchange(
         self,
@@ -160,12 +186,29 @@ class Desk(Protocol):
         asks: Sequence[Ask] = (),
         returns: Sequence[Return] = (),
         withdraw: Sequence[str] = (),
+        backlog: Mapping[UserId, int] | None = None,
+        explain: bool = True,
         patience_seconds: float = 0.0,
     ) -> Answer:
-        """One round trip: give back, ask, and hear. With patience, waits up to 0.05 s for a grant before answering.
+        """One round trip: give back, ask, and hear; it never waits at the desk.
+
+        backlog    items of a user that have no ask yet, where that has changed; 0: none are left
+        explain    say why users wait (`Answer.waits`): some microseconds for each
+        patience   wait here so long for a grant, and ask again when the bell rings
 
         Reconnects by itself; raises SchedulerUnreachable after its stated time. After a reconnection, asks that
         still stand and leases that are out are told to the new scheduler by the desk itself.
+        """
+        ...
+
+    def wait_news(self, timeout_seconds: float) -> bool:
+        """Wait until there is news; False when there was none within the time-out."""
+        ...
+
+    def tell(self, user: UserId, status: Mapping[str, Any]) -> None:
+        """Have a user's status shown in everybody's statistics for as long as this desk is open; {}: no more.
+
+        Values are text, numbers and None. Raises ValueError for others, and beyond 2,000 characters.
         """
         ...
 

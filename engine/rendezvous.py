@@ -9,6 +9,7 @@ a full key, and what crosses the wire are tuples, dicts, strings and numbers.
       key (0600)         random bytes, new with each scheduler
       socket (0600)      the desk
       clients/<pid>-<start>-<n>.json   one for each open desk, locked by its process; lists its worker processes
+      clients/<pid>-<start>-<n>.bell   a FIFO beside it: the scheduler rings when there is news for that desk
 """
 
 from __future__ import annotations
@@ -33,13 +34,16 @@ from engine.errors import CannotRunError
 from engine.processes import is_alive, start_time
 
 #: Raised whenever a message changes its shape. Both sides must say the same.
-PROTOCOL = 1
+PROTOCOL = 2
 #: sun_path holds 107 bytes and its end (unix(7)); some are kept for systems with 104.
 LONGEST_SOCKET_PATH = 100
 KEY_BYTES = 32
+_BELL = ".bell"
+#: Rings taken off a bell at a time; one read is enough unless it rang for minutes unheard.
+_RINGS = 4096
 #: The served object's name on the wire, and all that may be called on it.
 SERVED = "desk"
-EXPOSED = ("greet", "exchange", "promote", "statistics", "leave", "whoami", "stop")
+EXPOSED = ("greet", "exchange", "promote", "tell", "statistics", "leave", "whoami", "stop")
 
 
 def find_runtime_dir(data_dir: Path) -> Path:
@@ -149,8 +153,12 @@ class ClientFile:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
             # A scheduler that looked between the two calls took the file for a dead client's and removed it.
             if self.path.exists():
-                return
+                break
             os.close(self._descriptor)
+        # Killed before this line: a dead client's file without a bell, which the next scheduler removes like any.
+        os.mkfifo(self.path.with_suffix(_BELL), 0o600)
+        # Open for writing too, so that the bell does not read as closed while no scheduler has it.
+        self.bell_fd = os.open(self.path.with_suffix(_BELL), os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     @property
     def session(self) -> str:
@@ -172,14 +180,57 @@ class ClientFile:
             os.ftruncate(self._descriptor, 0)
 
     def close(self) -> None:
-        """Remove the file and its lock. Idempotent."""
+        """Remove the file, its bell and its lock. Idempotent."""
         if self._descriptor >= 0:
-            self.path.unlink(missing_ok=True)
+            remove_client(self.path)
             os.close(self._descriptor)
-            self._descriptor = -1
+            os.close(self.bell_fd)
+            self._descriptor = self.bell_fd = -1
+
+    def silence(self) -> None:
+        """Take the bell's past rings off: the next one is news."""
+        with suppress(BlockingIOError):
+            while len(os.read(self.bell_fd, _RINGS)) == _RINGS:
+                pass
 
     def _append(self, line: dict[str, int | float]) -> None:
         os.write(self._descriptor, json.dumps(line).encode() + b"\n")
+
+
+def client_path(place: Path, session: str) -> Path:
+    """The client file of a session."""
+    return place / "clients" / f"{session}.json"
+
+
+def client_files(place: Path) -> list[Path]:
+    """All client files, of the living and the dead. A bell without one is removed."""
+    files = sorted((place / "clients").glob("*.json"))
+    for bell in (place / "clients").glob(f"*{_BELL}"):
+        if not bell.with_suffix(".json").exists():
+            bell.unlink(missing_ok=True)
+    return files
+
+
+def remove_client(path: Path) -> None:
+    """A client file and its bell. Killed in between: a bell alone is left, and `client_files` removes it."""
+    path.unlink(missing_ok=True)
+    path.with_suffix(_BELL).unlink(missing_ok=True)
+
+
+def open_bell(path: Path) -> int:
+    """The bell of a client file, to ring. Raises OSError when there is none that somebody hears, ValueError when it
+    is no FIFO."""
+    descriptor = os.open(path.with_suffix(_BELL), os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path.with_suffix(_BELL).name} is no FIFO")
+    return descriptor
+
+
+def ring(bell: int) -> None:
+    """There is news. A bell that has rung thousands of times unheard, or whose owner has died, says nothing more."""
+    with suppress(BlockingIOError, BrokenPipeError):
+        os.write(bell, b".")
 
 
 def read_client_file(path: Path) -> dict[int, float]:

@@ -167,13 +167,12 @@ class Book:
         """Other ceilings from now on. What is out beyond them stays out; nothing new starts before there is room."""
         self.limits = self.tokens.limits = limits
         self.memory.limit_bytes = limits.memory_limit_bytes
-        self.set_cpu_target(self.tokens.cpu_target)
         for user in list(self.tokens.by_user):
             self._park_or_unpark(user)
 
-    def set_cpu_target(self, target: int) -> None:
-        """So many bulk CPU leases may be out; brought into 1 to the cores."""
-        self.tokens.cpu_target = max(1, min(target, self.limits.cpu_limit))
+    def scale_to(self, target: int | None) -> None:
+        """So many bulk CPU leases may be out from now on (1 to the cores count); None: as many as there are cores."""
+        self.tokens.scaled_to = target
 
     # --- what the book answers ---
 
@@ -193,6 +192,11 @@ class Book:
         if borrower is None:
             return {}
         return {user: self.why(session, next(iter(ids))) for user, ids in borrower.waiting.items()}
+
+    def stands(self, session: str, ask_id: str) -> bool:
+        """The ask waits for a token."""
+        borrower = self._sessions.get(session)
+        return borrower is not None and ask_id in borrower.asks
 
     def why(self, session: str, ask_id: str) -> str:
         """What a standing ask waits for. Raises KeyError when it does not stand."""

@@ -16,6 +16,7 @@ How the caps fit together (T = max_total_workers, C = cpu_limit):
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.model import Lane, LeaseId, TokenKind, UserId
@@ -42,6 +43,11 @@ class Limits:
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} = {value!r}; must be a whole number of at least 1")
 
+    @classmethod
+    def strictest(cls, of: Sequence[Limits]) -> Limits:
+        """Each ceiling as the lowest of them has it. Raises ValueError for none at all."""
+        return cls(**{name: min(getattr(limits, name) for limits in of) for name in cls.__slots__})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
@@ -63,13 +69,19 @@ class Tokens:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        #: Bulk CPU leases that may be out now: between 1 and the cores.
-        self.cpu_target = limits.cpu_limit
+        #: Bulk CPU leases that may be out while the machine is loaded; None: as many as there are cores.
+        self.scaled_to: int | None = None
         self.leases: dict[LeaseId, Lease] = {}
         self.by_user: Counter[UserId] = Counter()
         self._by_lane: Counter[Lane] = Counter()
         self._cpu: Counter[Lane] = Counter()
         self._by_session: dict[str, set[LeaseId]] = {}
+
+    @property
+    def cpu_target(self) -> int:
+        """Bulk CPU leases that may be out now: between 1 and the cores."""
+        cores = self.limits.cpu_limit
+        return cores if self.scaled_to is None else max(1, min(self.scaled_to, cores))
 
     def obstacle(self, lane: Lane, kind: TokenKind) -> str | None:
         """Why no user at all could be lent such a token now: "total_cap" or "cpu_cap"; None: nothing does."""
@@ -84,7 +96,7 @@ class Tokens:
             has_room = bulk + interactive <= cores and not (keeps_one and interactive >= cores)
         else:
             # Bulk goes above the cores only for the one token that is kept for it.
-            has_room = bulk < min(cores, self.cpu_target) and (bulk + interactive < cores or (keeps_one and bulk == 0))
+            has_room = bulk < self.cpu_target and (bulk + interactive < cores or (keeps_one and bulk == 0))
         return None if has_room else "cpu_cap"
 
     def at_cap(self, user: UserId) -> bool:

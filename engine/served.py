@@ -1,0 +1,513 @@
+"""What the scheduler serves: each method one transaction on the book, plain values in, plain values out.
+
+Rule: it decides nothing and never waits. It owns the clock, one lock and the book (policy/book.py), tells the book
+what happened, puts what the book grants into the sessions' trays and rings their bells.
+
+    coordinators --greet, exchange, promote, tell, leave--> ServedDesk --> Book
+    the process's watcher (scheduler.py) --end_dead, end_recovery, scale-+
+
+A lease belongs to the process that its session names. When that ends, its workers are killed and waited for, and only
+then its leases end. After a scheduler was killed nothing is granted until every coordinator of the one before has come
+back, or is dead and its workers with it.
+
+The limits in force are the strictest of all that are here: every session brings its own, and a scheduler that an
+operator runs in the foreground keeps those it was started with. Lowered while leases are out, they let nothing new
+start before there is room.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine import rendezvous
+from engine.model import Lane, LeaseId, TokenKind, UserId
+from engine.policy.book import Book, check_ask, is_number
+from engine.policy.tokens import Limits
+from engine.ports import Ask
+from engine.processes import Watched, kill_group, start_time
+
+_log = logging.getLogger(__name__)
+
+#: How long a new scheduler waits for the coordinators of the one before it to come back. They notice its end at once
+#: (pidfd) or within a second, and the process takes about half a second to start; ten cover a machine that swaps.
+RECOVERY_SECONDS = 10.0
+#: Grants a second are said over so many looks of the watcher at the load, a second apart.
+_RATE_LOOKS = 10
+#: What a product tells of a user is shown, not stored: a line or two.
+_LONGEST_STATUS = 2000
+
+#: A message of a coordinator, as it comes over the wire.
+AskRow = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class _Session:
+    """A coordinator that is here. `tray`: what was granted and not yet collected, (ask, lease)."""
+
+    name: str
+    client: Watched
+    bell: int
+    limits: Limits
+    told_limits: Limits | None = None
+    tray: list[tuple[str, str]] = field(default_factory=list)
+    backlog: dict[str, int] = field(default_factory=dict)
+    statuses: dict[str, dict[str, Any]] = field(default_factory=dict)
+    dying: bool = False
+
+
+class ServedDesk:
+    """The one served object."""
+
+    def __init__(
+        self,
+        place: Path,
+        limits: Limits,
+        *,
+        keeps_limits: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """keeps_limits: they hold whoever is here; otherwise only until somebody is."""
+        self._place = place
+        self._clock = clock
+        self._own_limits = limits if keeps_limits else None
+        self._book = Book(limits, epoch=secrets.token_hex(4))
+        self._lock = threading.Lock()
+        self._sessions: dict[str, _Session] = {}
+        self._awaited: dict[str, Path] = {}
+        self._recovery_ends = clock() + RECOVERY_SECONDS
+        self._idle_since = clock()
+        self._scaled_by = ""
+        self._granted = 0
+        self._rate: deque[tuple[float, int]] = deque(maxlen=_RATE_LOOKS)
+        self._asked_at: dict[tuple[str, str], float] = {}
+        #: Called when the watcher should look again; and to end the process. Set by the process.
+        self.wake: Callable[[], None] = lambda: None
+        self.end_process: Callable[[], None] = lambda: None
+        #: Who calls, by thread; the server fills it in from SO_PEERCRED.
+        self.caller = threading.local()
+
+    # --- called by coordinators (rendezvous.EXPOSED) ---
+
+    def greet(self, protocol: int, session: str, introduction: Mapping[str, Any]) -> dict[str, Any]:
+        """A coordinator introduces itself, or comes back, with all that it has here.
+
+        introduction: `asks` that stand, `leases` held as (lease_id, ask row), `limits` that it was set, `backlog` and
+        `told` (see `exchange` and `tell`). Answers with `scheduler` (pid, start time), `limits` in force and `void`:
+        the leases that are no longer counted (their workers have been killed). A refusal is {"refused": why}.
+        """
+        if protocol != rendezvous.PROTOCOL:
+            older = "scheduler" if protocol > rendezvous.PROTOCOL else "coordinator"
+            return {
+                "refused": f"coordinator and scheduler speak different protocols ({protocol} and "
+                f"{rendezvous.PROTOCOL}): the {older} is older and must be restarted from the present release"
+            }
+        try:
+            wished = [_ask_from(row) for row in introduction["asks"]]
+            held = [(LeaseId(str(lease_id)), _ask_from(row)) for lease_id, row in introduction["leases"]]
+            limits = Limits(**introduction["limits"])
+            backlog = _backlog_from(introduction["backlog"])
+            told = {str(user): _status_from(status) for user, status in introduction["told"].items()}
+            client, bell = self._identify(session)
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            return {"refused": f"the greeting of {session!r} makes no sense: {error}"}
+        with self._lock:
+            known = self._sessions.get(session)
+            if known is not None:
+                client.close()
+                os.close(bell)
+                if known.dying:
+                    return {"refused": f"session {session!r} is being ended"}
+                known.tray.clear()
+            else:
+                known = self._sessions[session] = _Session(session, client, bell, limits)
+                self._book.begin_session(session)
+            known.limits, known.backlog, known.statuses = limits, backlog, told
+            self._set_limits()
+            void = self._take_up(session, held, wished, may_adopt=session in self._awaited)
+            self._awaited.pop(session, None)
+            self._grant(but=None)
+            known.told_limits = self._book.limits
+            limits_now = asdict(self._book.limits)
+        self.wake()
+        return {"scheduler": self.whoami(), "limits": limits_now, "void": void}
+
+    def exchange(
+        self,
+        session: str,
+        asks: list[AskRow],
+        returns: list[tuple[str, float]],
+        withdraw: list[str],
+        backlog: Mapping[str, int],
+        explain: bool,
+    ) -> tuple[list[tuple[str, str]], dict[str, str] | None, list[str], dict[str, int] | None] | None:
+        """Returns, withdrawals, asks, in this order, in one transaction: (grants, waits, promoted, limits).
+
+        backlog: items of a user that have no ask yet, where that has changed; 0: none are left. waits: None unless
+        `explain`. limits: None while they are as last told. The whole answer is None when the session is unknown
+        (greet again). Garbage raises ValueError before anything has changed.
+        """
+        wished = [_ask_from(row) for row in asks]
+        given = [(LeaseId(str(lease_id)), cost) for lease_id, cost in returns]
+        if not all(is_number(cost) and cost >= 0 for _, cost in given):
+            raise ValueError("malformed return")
+        gone = [str(ask_id) for ask_id in withdraw]
+        counts = _backlog_from(backlog)
+        with self._lock:
+            borrower = self._sessions.get(session)
+            if borrower is None or borrower.dying:
+                return None
+            for lease_id, cost in given:
+                self._book.give_back(session, lease_id, cost)
+            for ask_id in gone:
+                if not self._book.withdraw(session, ask_id):
+                    self._take_back(borrower, ask_id)
+            for ask in wished:
+                self._book.ask(session, ask)
+            for user, waiting in counts.items():
+                if waiting:
+                    borrower.backlog[user] = waiting
+                else:
+                    borrower.backlog.pop(user, None)
+            if _log.isEnabledFor(logging.DEBUG):
+                self._asked_at.update(((session, ask.ask_id), self._clock()) for ask in wished)
+            if given or gone or wished:
+                self._grant(but=borrower)
+            if _log.isEnabledFor(logging.DEBUG):
+                self._log_waits(session, wished)
+            grants, borrower.tray = borrower.tray, []
+            return (
+                grants,
+                self._waits(session) if explain else None,
+                list(self._book.promoted(session)),
+                self._limits_for(borrower),
+            )
+
+    def promote(self, user: str) -> bool:
+        """The user's asks count as interactive, in all sessions. False if no session has it."""
+        with self._lock:
+            known = self._book.promote(UserId(str(user)))
+            if known:
+                self._grant(but=None)
+                for borrower in self._sessions.values():
+                    if user in self._book.promoted(borrower.name):
+                        rendezvous.ring(borrower.bell)
+            return known
+
+    def tell(self, session: str, user: str, status: Mapping[str, Any]) -> bool:
+        """What a product wants to be shown of a user, until its session ends; {}: nothing any more."""
+        checked = _status_from(status)
+        with self._lock:
+            borrower = self._sessions.get(session)
+            if borrower is None or borrower.dying:
+                return False
+            if checked:
+                borrower.statuses[str(user)] = checked
+            else:
+                borrower.statuses.pop(str(user), None)
+            return True
+
+    def statistics(self) -> dict[str, Any]:
+        """The counters now, as the fields of ports.DeskStats."""
+        with self._lock:
+            tokens, memory, limits = self._book.tokens, self._book.memory, self._book.limits
+            reasons: Counter[str] = Counter()
+            backlog: Counter[str] = Counter()
+            statuses: dict[str, dict[str, Any]] = {}
+            for borrower in self._sessions.values():
+                reasons.update(self._waits(borrower.name).values())
+                backlog.update(borrower.backlog)
+                statuses.update(borrower.statuses)
+            return {
+                "active_workers": len(tokens.leases),
+                "max_total_workers": limits.max_total_workers,
+                "max_workers_per_user": limits.max_workers_per_user,
+                "user_workers": dict(tokens.by_user),
+                "waiting": dict(self._book.waiting()),
+                "reasons": dict(reasons),
+                "backlog": dict(backlog),
+                "sessions": len(self._sessions),
+                "memory_reserved_bytes": memory.promised_bytes,
+                "memory_limit_bytes": limits.memory_limit_bytes,
+                "cpu_limit": limits.cpu_limit,
+                "cpu_target": tokens.cpu_target,
+                "scaled_by": self._scaled_by,
+                "granted": self._granted,
+                "grants_per_second": self._grants_per_second(),
+                "user_status": statuses,
+            }
+
+    def leave(self, session: str) -> None:
+        """A coordinator is done: its leases end, its asks are withdrawn."""
+        with self._lock:
+            borrower = self._sessions.get(session)
+            if borrower is not None and not borrower.dying:
+                self._end(borrower)
+        self.wake()
+
+    def whoami(self) -> tuple[int, float]:
+        """The scheduler's process: id and start time."""
+        return os.getpid(), start_time(os.getpid())
+
+    def stop(self) -> None:
+        """End the process, in a moment. Coordinators that still work start another one."""
+        self.end_process()
+
+    # --- called by the process's watcher ---
+
+    def recover(self) -> None:
+        """Before the first caller: end what dead coordinators left, and note the living ones that must come back."""
+        for path in rendezvous.client_files(self._place):
+            if rendezvous.client_is_alive(path):
+                self._awaited[path.stem] = path
+            else:
+                self._kill_workers(path)
+                rendezvous.remove_client(path)
+        self._recovery_ends = self._clock() + RECOVERY_SECONDS
+
+    def descriptors(self) -> list[int]:
+        """The pidfds of the coordinators that are here: readable when one has ended."""
+        with self._lock:
+            return [s.client.fd for s in self._sessions.values() if s.client.fd >= 0 and not s.dying]
+
+    def idle_seconds(self) -> float:
+        """How long nobody has been here."""
+        with self._lock:
+            now = self._clock()
+            if self._sessions or self._awaited:
+                self._idle_since = now
+            return now - self._idle_since
+
+    def end_dead(self) -> None:
+        """Bury the sessions whose process has ended, each on a thread of its own: a worker may be slow to die."""
+        with self._lock:
+            dead = [s for s in self._sessions.values() if not s.dying and not s.client.alive]
+            for borrower in dead:
+                borrower.dying = True
+                self._book.end_asks(borrower.name)
+                threading.Thread(target=self._bury, args=(borrower,), daemon=True).start()
+            if dead:
+                self._grant(but=None)
+
+    def end_recovery(self) -> None:
+        """Give up the coordinators that have died or are overdue: their workers are ended, nobody waits for them."""
+        with self._lock:
+            if not self._awaited:
+                return
+            overdue = self._clock() >= self._recovery_ends
+            given_up = [
+                (name, path) for name, path in self._awaited.items() if overdue or not rendezvous.client_is_alive(path)
+            ]
+            # Taken off the list only after their workers are gone, below: until then nothing is granted. One that
+            # greets meanwhile finds its leases adopted, its workers dead, and returns them.
+        for name, path in given_up:
+            self._kill_workers(path)
+            if not rendezvous.client_is_alive(path):
+                rendezvous.remove_client(path)
+            with self._lock:
+                self._awaited.pop(name, None)
+                self._grant(but=None)
+
+    def our_processes(self) -> list[int]:
+        """The coordinators that are here and the workers that they list, as process ids."""
+        with self._lock:
+            sessions = [(s.name, s.client.pid) for s in self._sessions.values()]
+        found = [os.getpid()]
+        for name, pid in sessions:
+            found += [pid, *rendezvous.read_client_file(rendezvous.client_path(self._place, name))]
+        return found
+
+    def look(self) -> None:
+        """Once a second: note how many grants there were."""
+        with self._lock:
+            self._rate.append((self._clock(), self._granted))
+
+    def scale(self, target: int, why: str) -> None:
+        """So many bulk CPU leases may be out from now on, because of "load" or "memory" ("": all that there may be)."""
+        with self._lock:
+            before = self._book.tokens.cpu_target
+            self._book.scale_to(target if why else None)
+            self._scaled_by = why
+            now = self._book.tokens.cpu_target
+            if now != before:
+                _log.info("bulk work may use %s of %s cores now%s", now, self.limits.cpu_limit, why and f": {why}")
+                self._grant(but=None)
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in force."""
+        return self._book.limits
+
+    # --- how ---
+
+    def _identify(self, session: str) -> tuple[Watched, int]:
+        """The process that the session names, and its bell. Raises ValueError or OSError when it is not the caller."""
+        pid, started = rendezvous.owner_of(session)
+        calling = getattr(self.caller, "pid", None)
+        if calling is not None and pid != calling:
+            raise ValueError(f"it names process {pid}, but process {calling} is calling")
+        path = rendezvous.client_path(self._place, session)
+        if not path.exists():
+            raise ValueError("it has no client file")
+        bell = rendezvous.open_bell(path)
+        try:
+            return Watched(pid, started), bell
+        except BaseException:
+            os.close(bell)
+            raise
+
+    def _take_up(
+        self, session: str, held: list[tuple[LeaseId, Ask]], wished: list[Ask], *, may_adopt: bool
+    ) -> list[str]:
+        """Make the book agree with what the coordinator says; answers with the leases that are not counted."""
+        self._book.end_asks(session)
+        named = {lease_id for lease_id, _ in held}
+        counted = self._book.tokens.of_session(session)
+        for lease_id in sorted(counted - named):
+            # Granted or returned in a call whose answer was lost.
+            self._book.give_back(session, lease_id, 0.0)
+        void = []
+        for lease_id, ask in held:
+            if lease_id not in counted:
+                if may_adopt:
+                    self._book.adopt(session, lease_id, ask)
+                else:
+                    void.append(str(lease_id))
+        for ask in wished:
+            self._book.ask(session, ask)
+        return void
+
+    def _take_back(self, borrower: _Session, ask_id: str) -> None:
+        """An ask is withdrawn whose grant has not been collected yet: the lease ends unused."""
+        for granted in borrower.tray:
+            if granted[0] == ask_id:
+                borrower.tray.remove(granted)
+                self._book.give_back(borrower.name, LeaseId(granted[1]), 0.0)
+                return
+
+    def _end(self, borrower: _Session) -> None:
+        self._book.end_session(borrower.name)
+        del self._sessions[borrower.name]
+        borrower.client.close()
+        os.close(borrower.bell)
+        for key in [key for key in self._asked_at if key[0] == borrower.name]:
+            del self._asked_at[key]
+        self._set_limits()
+        self._grant(but=None)
+
+    def _bury(self, borrower: _Session) -> None:
+        """Its workers first, its leases only when they are gone: nothing is lent twice in between."""
+        path = rendezvous.client_path(self._place, borrower.name)
+        self._kill_workers(path)
+        rendezvous.remove_client(path)
+        with self._lock:
+            self._end(borrower)
+        self.wake()
+
+    def _kill_workers(self, path: Path) -> None:
+        """Kill every worker that a client file lists and wait until all are gone, however long the kernel takes."""
+        for pid, started in rendezvous.read_client_file(path).items():
+            try:
+                while not kill_group(pid, started):
+                    _log.warning("worker %s of %s does not end; its tokens stay out", pid, path.stem)
+            except ValueError as error:
+                _log.warning("client file %s: %s", path.name, error)
+            except PermissionError as error:
+                _log.warning("worker %s of %s is not ours to end: %s", pid, path.stem, error)
+
+    def _set_limits(self) -> None:
+        """The strictest of all that are here. With nobody here the last ones stay: they bound nothing."""
+        all_here = [borrower.limits for borrower in self._sessions.values()]
+        if all_here:
+            limits = Limits.strictest([*all_here, *([self._own_limits] if self._own_limits else [])])
+            if limits != self._book.limits:
+                _log.info("limits in force: %s", limits)
+                self._book.set_limits(limits)
+
+    def _limits_for(self, borrower: _Session) -> dict[str, int] | None:
+        if borrower.told_limits == self._book.limits:
+            return None
+        borrower.told_limits = self._book.limits
+        return asdict(self._book.limits)
+
+    def _grant(self, *, but: _Session | None) -> None:
+        """Put what the book grants into the trays, and ring for everybody `but` who is being answered anyway.
+
+        Nothing is granted before everyone is back.
+        """
+        if self._awaited:
+            return
+        granted = self._book.grants()
+        self._granted += len(granted)
+        for grant in granted:
+            borrower = self._sessions[grant.session]
+            if not borrower.tray and borrower is not but:
+                rendezvous.ring(borrower.bell)
+            borrower.tray.append((grant.ask_id, grant.lease_id))
+        if granted and _log.isEnabledFor(logging.DEBUG):
+            for grant in granted:
+                lease = self._book.tokens.leases[grant.lease_id]
+                since = self._asked_at.pop((grant.session, grant.ask_id), None)
+                _log.debug(
+                    "lease %s: %s, a %s %s token, to %s for %s, after %.3f s; %.2f s and %s bytes expected",
+                    *(grant.lease_id, lease.user, lease.lane, lease.kind, grant.session, grant.ask_id),
+                    *(self._clock() - since if since is not None else 0.0, lease.cost_seconds, lease.memory_bytes),
+                )
+
+    def _waits(self, session: str) -> dict[str, str]:
+        waits = {str(user): why for user, why in self._book.waits(session).items()}
+        return dict.fromkeys(waits, "recovering") if self._awaited else waits
+
+    def _log_waits(self, session: str, wished: list[Ask]) -> None:
+        for ask in wished:
+            if self._book.stands(session, ask.ask_id):
+                why = "recovering" if self._awaited else self._book.why(session, ask.ask_id)
+                _log.debug("wait: %s, a %s token, of %s for %s: %s", ask.user, ask.kind, session, ask.ask_id, why)
+
+    def _grants_per_second(self) -> float:
+        if len(self._rate) < 2:
+            return 0.0
+        (began, before), (ended, after) = self._rate[0], self._rate[-1]
+        return round((after - before) / (ended - began), 2)
+
+
+def _ask_from(row: AskRow) -> Ask:
+    """Raises ValueError or TypeError for anything that is no sound ask."""
+    ask_id, user, lane, kind, cost_seconds, memory_bytes, weight = row
+    ask = Ask(
+        ask_id=ask_id,
+        user=user,
+        lane=Lane(lane),
+        kind=TokenKind(kind),
+        cost_seconds=cost_seconds,
+        memory_bytes=memory_bytes,
+        weight=weight,
+    )
+    check_ask(ask)
+    return ask
+
+
+def _backlog_from(rows: Mapping[str, int]) -> dict[str, int]:
+    counts = dict(rows)
+    if not all(type(user) is str and type(count) is int and count >= 0 for user, count in counts.items()):
+        raise ValueError("malformed backlog")
+    return counts
+
+
+def _status_from(status: Mapping[str, Any]) -> dict[str, Any]:
+    checked = dict(status)
+    sound = all(
+        type(name) is str and (value is None or type(value) in (str, bool) or is_number(value))
+        for name, value in checked.items()
+    )
+    if not sound or len(repr(checked)) > _LONGEST_STATUS:
+        raise ValueError(f"malformed status: {checked!r:.200}")
+    return checked
