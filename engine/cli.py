@@ -30,13 +30,15 @@ from engine.model import Counts, ItemState, Lane, UserId
 from engine.printing import printable, printable_lines
 from engine.reasons import CATALOGUE, Reason
 from engine.settings import INDEXES_FOLDER, LEDGER_FILE, SETTINGS, Settings, load_settings
-from engine.telemetry import choose_reporter, set_up_logging
+from engine.telemetry import WAITS, choose_reporter, set_up_logging
 
 if TYPE_CHECKING:
     from engine.ledger import SqlLedger
     from engine.ports import ItemRecord
 
 SCHEMA_VERSION = 1
+#: ports.DeskStats.scaled_by, for people.
+_SCALED = {"load": "what other programs do", "memory": "the memory that is in use"}
 _KINDS = ("file", "mail", "event")
 #: No path is longer.
 _NAME_CHARS = 10_000
@@ -572,14 +574,33 @@ def _print_status(table: Mapping[str, Any]) -> None:
         began = datetime.fromtimestamp(last["began"]).strftime("%Y-%m-%d %H:%M")
         ended = "not ended" if last["ended"] is None else f"exit code {last['exit_code']}"
         print(f"last run: {last['kind']} {began}, {ended}")
-    statistics = table["scheduler"]
-    if statistics is None:
+    if table["scheduler"] is None:
         print("scheduler: not running (it starts with the next run)")
     else:
-        print(
-            f"scheduler: {statistics['active_workers']} of {statistics['max_total_workers']} workers busy, "
-            f"{sum(statistics['waiting'].values())} units wait, {statistics['sessions']} coordinators"
-        )
+        _print_scheduler(table["scheduler"])
+
+
+def _print_scheduler(statistics: Mapping[str, Any]) -> None:
+    """Who holds what and why others wait: fields of ports.DeskStats."""
+    waiting, backlog = sum(statistics["waiting"].values()), sum(statistics["backlog"].values())
+    print(
+        f"scheduler: {statistics['active_workers']} of {statistics['max_total_workers']} workers busy "
+        f"({statistics['max_workers_per_user']} at most for a user), {waiting:,} units wait for a token, "
+        f"{backlog:,} items behind them, {statistics['sessions']} coordinators"
+    )
+    scaled = f", because of {_SCALED[statistics['scaled_by']]}" if statistics["scaled_by"] else ""
+    print(f"  cores: bulk work may use {statistics['cpu_target']} of {statistics['cpu_limit']}{scaled}")
+    reserved, limit = statistics["memory_reserved_bytes"], statistics["memory_limit_bytes"]
+    print(f"  memory: {reserved // 10**6:,} of {limit // 10**6:,} MB are promised to units")
+    if statistics["user_workers"]:
+        busiest = sorted(statistics["user_workers"].items(), key=lambda pair: (-pair[1], pair[0]))
+        more = f", and {len(busiest) - 10:,} more users" if len(busiest) > 10 else ""
+        print("  busy: " + ", ".join(f"{user} {count}" for user, count in busiest[:10]) + more)
+    for why, users in sorted(statistics["reasons"].items()):
+        print(f"  {users:,} users wait for {WAITS.get(why, why)}")
+    for user, status in sorted(statistics["user_status"].items())[:20]:
+        said = ", ".join(f"{name} {printable(str(value), 200)}" for name, value in status.items() if value is not None)
+        print(f"  {user}: {said}")
 
 
 def _failures_list(settings: Settings, given: argparse.Namespace) -> int:
@@ -720,8 +741,7 @@ def _scheduler_status(settings: Settings, given: argparse.Namespace) -> int:
     elif statistics is None:
         print("not running; a run starts it when it is needed")
     else:
-        for name, value in asdict(statistics).items():
-            print(f"{name}: {value}")
+        _print_scheduler(asdict(statistics))
     return 0
 
 

@@ -390,6 +390,8 @@ def _look_at_scheduler(settings: Settings) -> list[Check]:
             name="scheduler",
             ok=True if same else None,
             found=found,
-            way_out="" if same else "It keeps the limits it was started with; new ones count once it has ended.",
+            way_out=""
+            if same
+            else "The strictest limits of all that are here hold; others count once those have gone.",
         )
     ]

@@ -35,7 +35,7 @@ PROGRESS_SECONDS: Final = 30.0
 #: Between two drawings of the bar: as often as an eye can follow, and no more work than that.
 _DRAW_SECONDS: Final = 0.1
 #: The desk's words (ports.Answer.waits), for people.
-_WAITS: Final = {
+WAITS: Final = {
     "user_cap": "the limit per user",
     "total_cap": "the limit in all",
     "cpu_cap": "a core",
@@ -317,7 +317,7 @@ def _people_of(progress: Progressed, user: UserId | None) -> str:
 
 def _state_of(progress: Progressed) -> str:
     """What needs an eye. Failures always, so that none looks like none. Short: a bar has to fit beside it."""
-    waits = [f"{count} wait for {_WAITS.get(why, why)}" for why, count in progress.waits.items() if count]
+    waits = [f"{count} wait for {WAITS.get(why, why)}" for why, count in progress.waits.items() if count]
     return ", ".join([f"{progress.failed} failed", *waits])
 
 
