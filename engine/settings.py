@@ -3,7 +3,7 @@
 Rule: one table (`SETTINGS`) says all there is to know of a setting; parsing, `nightmill settings` and
 docs/settings.md follow it. Nothing here reads the environment: it is an argument.
 
-    flags  >  environment  >  .env  >  default          an empty value counts as not set (in a flag: as empty)
+    flags  >  environment  >  .env  >  preset  >  default       an empty value counts as not set (in a flag: as empty)
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ from engine.sizes import format_size, parse_size
 
 #: In debug mode only so many items of a source are looked at, the latest ones.
 DEBUG_FILES: Final = 50
+#: By the name of a preset: the workers of one user, and of all.
+PRESETS: Final = {"small": (5, 20), "medium": (3, 30), "large": (2, 40)}
 #: In the data directory.
 LEDGER_FILE: Final = "ledger.db"
 INDEXES_FOLDER: Final = "indexes"
 
 _PREFIX: Final = "NIGHTMILL_"
+#: What a preset brings, in the order of its numbers.
+_OF_THE_PRESET: Final = ("MAX_WORKERS_PER_USER", "MAX_TOTAL_WORKERS")
 #: Read by the tests, not by the engine.
 _OF_THE_TESTS: Final = frozenset({"NIGHTMILL_CORPUS"})
 #: Kubernetes (and Docker's links) put these into each container beside a service that is called nightmill.
@@ -45,9 +49,11 @@ class Settings:
     """What the operator decided, checked. Made by `load_settings`; copies with changes by dataclasses.replace.
 
     data_dir               absolute; may not exist yet
+    preset                 a name of PRESETS; its numbers are in the next two fields, unless those were given
     max_workers_per_user   workers of one user, over all processes
     max_total_workers      workers of all users, over all processes; may be the smaller of the two
     cpu_limit              cores to use; None: as measured
+    scaling                "auto" or "off"
     memory_limit_bytes     for all workers together; None: as measured
     disk_reserve_bytes     free space below which no run starts
     ocr                    "auto" or "off"
@@ -58,14 +64,16 @@ class Settings:
     unit_seconds           ceiling of one unit, in seconds of wall time
     debug_mode             the latest DEBUG_FILES items only, nothing is ever removed
     log_level              "debug", "info", "warning" or "error"
-    origins                for each key where its value comes from: "default", "environment", ".env", "DEBUG_MODE" or
-                           the flag, such as "--data-dir"
+    origins                for each key where its value comes from: "default", "environment", ".env", the key of another
+                           setting that brings it ("NIGHTMILL_PRESET", "DEBUG_MODE"), or the flag, such as "--data-dir"
     """
 
     data_dir: Path
+    preset: str
     max_workers_per_user: int
     max_total_workers: int
     cpu_limit: int | None
+    scaling: str
     memory_limit_bytes: int | None
     disk_reserve_bytes: int
     ocr: str
@@ -237,11 +245,26 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         prevents="A first try must not need root rights or write outside of the folder that it is made in.",
     ),
     Setting(
+        key="NIGHTMILL_PRESET",
+        field="preset",
+        default="small",
+        form=_choice(*PRESETS),
+        meaning=(
+            "How many workers one user and all users may keep busy, by the kind of deployment: small (5 and 20) for "
+            "few users with much each, medium (3 and 30) for some dozens, large (2 and 40) for many users who all get "
+            "something at any time. MAX_WORKERS_PER_USER and MAX_TOTAL_WORKERS, where they are given, win over it."
+        ),
+        prevents="With the numbers of large, a lone user would get two workers, and the rest would stand idle.",
+    ),
+    Setting(
         key="MAX_WORKERS_PER_USER",
         field="max_workers_per_user",
         default="5",
         form=_whole(1, 1000),
-        meaning="The most workers that are busy for one user at a time, over all processes of the data directory.",
+        meaning=(
+            "The most workers that are busy for one user at a time, over all processes of the data directory. Left "
+            "out, NIGHTMILL_PRESET says it."
+        ),
         prevents="One user with a huge mailbox would take every worker, and all others would wait for days.",
     ),
     Setting(
@@ -251,7 +274,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         form=_whole(1, 1000),
         meaning=(
             "The most workers that are busy at a time, for all users and over all processes. It may be smaller than "
-            "MAX_WORKERS_PER_USER; both limits hold."
+            "MAX_WORKERS_PER_USER; both limits hold. Left out, NIGHTMILL_PRESET says it."
         ),
         prevents="A nightly run and a few re-indexes beside it would together start more than the server can carry.",
     ),
@@ -265,6 +288,18 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "(affinity and cgroup quotas)."
         ),
         prevents="In a container, counting the cores of the host starts workers that only take turns and stall.",
+    ),
+    Setting(
+        key="NIGHTMILL_SCALING",
+        field="scaling",
+        default="auto",
+        form=_choice("auto", "off"),
+        meaning=(
+            "Whether bulk work keeps fewer cores busy, down to one, while other programs keep them busy for more than "
+            "some seconds or memory is short, and comes back when they are done. Work that somebody waits for is not "
+            "affected. With off it is always NIGHTMILL_CPU_LIMIT."
+        ),
+        prevents="A night that runs late would slow the web server beside it down, and push its memory into swap.",
     ),
     Setting(
         key="NIGHTMILL_MEMORY_LIMIT",
@@ -395,6 +430,9 @@ def load_settings(
             problems.append(f"{setting.key} = {printable(text, 200)} (from {place}); {wanted}")
     if problems:
         raise SettingsError(tuple(problems))
+    for key, brought in zip(_OF_THE_PRESET, PRESETS[values["preset"]], strict=True):
+        if origins[key] == "default" != origins["NIGHTMILL_PRESET"]:
+            values[_BY_KEY[key].field], origins[key] = brought, "NIGHTMILL_PRESET"
     if values["debug_mode"] and origins["NIGHTMILL_LOG_LEVEL"] == "default":
         values["log_level"], origins["NIGHTMILL_LOG_LEVEL"] = "debug", "DEBUG_MODE"
     return Settings(**values, origins=origins)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import SettingsError
-from engine.settings import SETTINGS, Setting, load_settings
+from engine.settings import PRESETS, SETTINGS, Setting, load_settings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
@@ -34,6 +34,17 @@ def test_a_section_says_what_the_table_says(setting: Setting) -> None:
         f"- Default: {default} - Allowed: {setting.form.range} {setting.meaning} "
         f"What the default prevents: {setting.prevents}"
     )
+
+
+def test_the_table_of_presets_is_the_one_in_force() -> None:
+    """Each preset stands on the page once, with its numbers, and with whom it is for and what it prevents."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in PAGE.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `")
+    ]
+    assert [(row[0].strip("`"), (int(row[1]), int(row[2]))) for row in rows] == list(PRESETS.items())
+    assert all(row[3] and row[4].startswith("that ") for row in rows)
 
 
 def test_the_example_of_mistakes_is_what_is_really_said(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from engine import embedders
 from engine.errors import SettingsError
-from engine.settings import SETTINGS, Settings, load_settings
+from engine.settings import PRESETS, SETTINGS, Settings, load_settings
 
 KEYS = [setting.key for setting in SETTINGS]
 
@@ -40,9 +40,11 @@ def test_the_defaults_are_those_that_were_promised(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     assert load_settings({}, dotenv=tmp_path / "absent") == Settings(
         data_dir=tmp_path / "var",
+        preset="small",
         max_workers_per_user=5,
         max_total_workers=20,
         cpu_limit=None,
+        scaling="auto",
         memory_limit_bytes=None,
         disk_reserve_bytes=500_000_000,
         ocr="auto",
@@ -89,6 +91,35 @@ def test_the_total_may_be_smaller_than_the_share_of_a_user() -> None:
     assert load_settings({"MAX_TOTAL_WORKERS": "1"}, dotenv=None).max_workers_per_user == 5
 
 
+@pytest.mark.parametrize(("name", "per_user", "total"), [("small", 5, 20), ("medium", 3, 30), ("large", 2, 40)])
+def test_a_preset_brings_both_numbers_and_is_named_as_their_origin(name: str, per_user: int, total: int) -> None:
+    """Whoever asks where the numbers come from is led to the preset, and not to defaults that are not in force."""
+    settings = load_settings({"NIGHTMILL_PRESET": name}, dotenv=None)
+    assert (settings.preset, settings.max_workers_per_user, settings.max_total_workers) == (name, per_user, total)
+    shown = {line.key: (line.value, line.origin) for line in settings.describe()}
+    assert shown["MAX_WORKERS_PER_USER"] == (str(per_user), "NIGHTMILL_PRESET")
+    assert shown["MAX_TOTAL_WORKERS"] == (str(total), "NIGHTMILL_PRESET")
+    assert shown["NIGHTMILL_PRESET"] == (name, "environment")
+    assert set(PRESETS) == {"small", "medium", "large"}
+
+
+def test_a_number_that_is_given_wins_over_the_preset_wherever_it_is_given(dotenv: Path) -> None:
+    """Even a preset by flag does not override a number in `.env`: the number says more. The other one is brought."""
+    dotenv.write_text("MAX_TOTAL_WORKERS=7\n")
+    settings = load_settings({}, dotenv=dotenv, flags={"NIGHTMILL_PRESET": "large"})
+    assert (settings.max_workers_per_user, settings.max_total_workers) == (2, 7)
+    assert settings.origins["MAX_TOTAL_WORKERS"] == ".env"
+    assert settings.origins["MAX_WORKERS_PER_USER"] == "NIGHTMILL_PRESET"
+    assert load_settings({"NIGHTMILL_PRESET": " ", "MAX_WORKERS_PER_USER": "5"}, dotenv=None).max_total_workers == 20
+
+
+def test_without_a_preset_the_numbers_are_those_of_the_default_one() -> None:
+    """The defaults of the two numbers and the default preset cannot come to say different things."""
+    settings = load_settings({}, dotenv=None)
+    assert PRESETS[settings.preset] == (settings.max_workers_per_user, settings.max_total_workers)
+    assert settings.origins["MAX_TOTAL_WORKERS"] == settings.origins["NIGHTMILL_PRESET"] == "default"
+
+
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
@@ -96,6 +127,8 @@ def test_the_total_may_be_smaller_than_the_share_of_a_user() -> None:
         ("MAX_WORKERS_PER_USER", "1", 1),
         ("DEBUG_MODE", "TRUE", True),
         ("DEBUG_MODE", "0", False),
+        ("NIGHTMILL_PRESET", "Large", "large"),
+        ("NIGHTMILL_SCALING", "OFF", "off"),
         ("NIGHTMILL_CPU_LIMIT", "3", 3),
         ("NIGHTMILL_MEMORY_LIMIT", "256MiB", 256 * 2**20),
         ("NIGHTMILL_MEMORY_LIMIT", "2gb", 2_000_000_000),
@@ -135,6 +168,8 @@ def test_values_are_read_as_people_write_them(key: str, text: str, value: object
         ("NIGHTMILL_EMBEDDER", "openai", "comes with a later release; for now it must be builtin, fast or none"),
         ("NIGHTMILL_STALL_SECONDS", "4", "must be 5 to 3600"),
         ("NIGHTMILL_UNIT_SECONDS", "86401", "must be 10 to 86400"),
+        ("NIGHTMILL_PRESET", "huge", "must be small, medium or large"),
+        ("NIGHTMILL_SCALING", "on", "must be auto or off"),
         ("NIGHTMILL_CPU_LIMIT", "0", "must be 1 to 4096"),
         ("NIGHTMILL_LOG_LEVEL", "loud", "must be debug, info, warning or error"),
     ],
