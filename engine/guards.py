@@ -1,7 +1,8 @@
-"""Measure what this machine gives us: memory, cores, room on the disk.
+"""Measure what this machine gives us: memory, cores, room on the disk, and what others take of it.
 
 Rule: measures and never decides. Limits of containers (cgroup v1 and v2) count wherever they stand on the way up,
-because the machine's own numbers are not ours inside one.
+because the machine's own numbers are not ours inside one. Only a `LoadMeter` remembers anything: what it counted at the
+look before.
 """
 
 from __future__ import annotations
@@ -9,18 +10,31 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from engine.policy.scaling import Load
+from engine.processes import CpuUse, cpu_use
+
 _CGROUPS = Path("/proc/self/cgroup")
 _MOUNT = Path("/sys/fs/cgroup")
+_STAT = Path("/proc/stat")
+_PRESSURE = Path("/proc/pressure/memory")
 #: Left to the rest of the machine when nothing else limits us: a tenth, and never less than the system and its
 #: services need on a small server.
 _RESERVE_SHARE, _RESERVE_BYTES = 0.10, 256 * 1024**2
 #: cgroup v1 writes "no limit" as the largest page-aligned 64-bit number.
 _V1_UNLIMITED = 2**62
+#: Cores are counted no more often than this: processor time comes in ticks of 10 ms, and differences over less than a
+#: second are mostly rounding.
+_LEAST_SECONDS = 1.0
+#: What a helper of a worker (`tesseract`) uses shows as ours only when the worker has waited for it; until then it
+#: looks like somebody else's. The surplus is set against what others seem to use later. A page of recognition takes
+#: seconds; at worst half a minute of somebody's single core stays hidden.
+_MOST_CREDIT_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +43,11 @@ class Reading:
 
     used_bytes: int
     available_bytes: int
+
+    @property
+    def used_share(self) -> float:
+        """What is used of all that may be, 0 to 1."""
+        return self.used_bytes / max(1, self.used_bytes + self.available_bytes)
 
 
 def memory_limit(setting_bytes: int | None) -> tuple[int, str]:
@@ -46,15 +65,7 @@ def memory_limit(setting_bytes: int | None) -> tuple[int, str]:
 
 def read_memory() -> Reading:
     """What is used and what is available, by the narrowest cgroup limit, else by the machine."""
-    machine = psutil.virtual_memory()
-    found = _narrowest_memory_group(_CGROUPS, _MOUNT, machine.total)
-    if found is None:
-        return Reading(used_bytes=machine.total - machine.available, available_bytes=machine.available)
-    limit, version, group = found
-    used = _group_usage(group, version)
-    if used is None:
-        return Reading(used_bytes=machine.total - machine.available, available_bytes=machine.available)
-    return Reading(used_bytes=used, available_bytes=max(0, min(limit - used, machine.available)))
+    return _memory_of(_narrowest_memory_group(_CGROUPS, _MOUNT, psutil.virtual_memory().total))
 
 
 def cpu_limit() -> int:
@@ -68,11 +79,176 @@ def cpu_limit() -> int:
     return max(1, cores)
 
 
+class LoadMeter:
+    """How many cores others keep busy, and how short memory is.
+
+    "Others" is whoever is not in the process ids that are given, nor a helper that one of those has waited for. A
+    process that was ours stays ours until it ends. Where quotas bind us, what counts is what leaves us least: the
+    machine with all that runs on it, or a group with all that runs in it.
+
+    Steal (time that a hypervisor gave to other machines) is not counted: it grows when we want to run and goes when we
+    do not, so that giving way to it would swing for ever and help nobody on this machine.
+    """
+
+    def __init__(self) -> None:
+        self._counted_at: float | None = None
+        self._busy: dict[Hashable, _Busy] = {}
+        self._ours: dict[int, CpuUse] = {}
+        #: By ceiling: processor seconds, at most 0, that became ours later than they were counted.
+        self._credit: dict[Hashable, float] = {}
+
+    def look(self, now_seconds: float, pids: Collection[int]) -> Load:
+        """One look. pids: our own processes, whether they still live or not.
+
+        The cores are None at the first look and less than a second after the last one that had them.
+        """
+        found = _narrowest_memory_group(_CGROUPS, _MOUNT, psutil.virtual_memory().total)
+        cores = self._count_cores(now_seconds, pids)
+        return Load(
+            now_seconds=now_seconds,
+            cores=None if cores is None else cores[0],
+            foreign_cores=None if cores is None else cores[1],
+            memory_used_share=_memory_of(found).used_share,
+            memory_pressure=_pressure_of(found),
+        )
+
+    def _count_cores(self, now: float, pids: Collection[int]) -> tuple[int, float] | None:
+        """(cores that we could use alone, cores that others kept busy) by the ceiling that leaves us least."""
+        if self._counted_at is not None and now - self._counted_at < _LEAST_SECONDS:
+            return None
+        seconds = None if self._counted_at is None else now - self._counted_at
+        busy = _busy_now()
+        ours = self._ours_since(pids, seconds or 0.0)
+        found: list[tuple[float, int, float]] = []
+        for ceiling, after in busy.items():
+            before = self._busy.get(ceiling)
+            if before is None or seconds is None:
+                continue
+            foreign = after.seconds - before.seconds - ours + self._credit.get(ceiling, 0.0)
+            self._credit[ceiling] = max(-_MOST_CREDIT_SECONDS, min(0.0, foreign))
+            foreign_cores = max(0.0, foreign) / seconds
+            found.append((after.cores - foreign_cores, after.cores, foreign_cores))
+        self._counted_at, self._busy = now, busy
+        return min(found)[1:] if found else None
+
+    def _ours_since(self, pids: Collection[int], seconds: float) -> float:
+        """Processor seconds that our processes have used since the look before."""
+        used, alive = 0.0, {}
+        for pid in {*pids, *self._ours}:
+            try:
+                use = cpu_use(pid)
+            except ProcessLookupError:
+                continue
+            before = self._ours.get(pid)
+            if before is not None and before.started == use.started:
+                used += use.seconds - before.seconds
+            elif pid in pids:
+                # New here, and mostly new at all: a worker is listed when it starts.
+                used += min(use.seconds, seconds)
+            else:
+                # A stranger was given the id of one of ours that has ended.
+                continue
+            alive[pid] = use
+        for pid, gone in self._ours.items():
+            if not _same(alive.get(pid), gone) and _same(alive.get(gone.parent), self._ours.get(gone.parent)):
+                # Its parent has waited for it, and with that took over its whole life; of which all but the end was
+                # counted before.
+                used -= gone.seconds
+        self._ours = alive
+        return max(0.0, used)
+
+
 def disk_free_bytes(path: Path) -> int:
     """Room for an ordinary account on the file system of `path`, or of its nearest parent that exists."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Busy:
+    """What a ceiling allows, and the processor seconds that everybody beneath it has used since some beginning."""
+
+    cores: int
+    seconds: float
+
+
+def _same(one: CpuUse | None, other: CpuUse | None) -> bool:
+    return one is not None and other is not None and one.started == other.started
+
+
+def _busy_now() -> dict[Hashable, _Busy]:
+    """For the machine (under the cores that we may run on) and for each group with a quota (under its folder)."""
+    found: dict[Hashable, _Busy] = {}
+    allowed = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+    seconds = _machine_busy_seconds(allowed)
+    if seconds is not None:
+        found[allowed] = _Busy(cores=len(allowed) or os.cpu_count() or 1, seconds=seconds)
+    for version, group in _groups("cpu", _CGROUPS, _MOUNT):
+        quota, usage = _cpu_quota(group, version), _cpu_usage(group, version)
+        if quota is not None and usage is not None:
+            # Rounded up as cpu_limit does: the budget is, too, and half a core must not look like somebody's load.
+            found[group] = _Busy(cores=math.ceil(quota), seconds=usage)
+    return found
+
+
+def _machine_busy_seconds(allowed: frozenset[int]) -> float | None:
+    """Time that these cores (all, where the table does not name them) were busy with processes and interrupts."""
+    try:
+        lines = _STAT.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        times = psutil.cpu_times()
+        return float(times.user + times.system + getattr(times, "nice", 0.0))
+    ticks: dict[str, int] = {}
+    for line in lines:
+        name, *fields = line.split()
+        if name.startswith("cpu") and len(fields) >= 7:
+            user, nice, system, _idle, _iowait, irq, softirq = map(int, fields[:7])
+            ticks[name] = user + nice + system + irq + softirq
+    names = [f"cpu{number}" for number in allowed]
+    if not names or not all(name in ticks for name in names):
+        # In some containers the table is made up, and its cores have other numbers than the kernel's.
+        names = ["cpu"]
+    if names[0] not in ticks:
+        return None
+    return sum(ticks[name] for name in names) / os.sysconf("SC_CLK_TCK")
+
+
+def _cpu_usage(group: Path, version: int) -> float | None:
+    """Processor seconds that a group has used. With v1 they are kept by another controller, often in another tree."""
+    if version == 2:
+        try:
+            lines = (group / "cpu.stat").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return None
+        return next((int(line.split()[1]) / 1e6 for line in lines if line.startswith("usage_usec ")), None)
+    beneath = group.relative_to(_MOUNT).parts[1:]
+    for folder in (group, _MOUNT.joinpath("cpuacct", *beneath)):
+        nanoseconds = _read_number(folder / "cpuacct.usage")
+        if nanoseconds is not None:
+            return nanoseconds / 1e9
+    return None
+
+
+def _memory_of(found: tuple[int, int, Path] | None) -> Reading:
+    """What the narrowest group says, else the machine."""
+    machine = psutil.virtual_memory()
+    if found is not None:
+        limit, version, group = found
+        used = _group_usage(group, version)
+        if used is not None:
+            return Reading(used_bytes=used, available_bytes=max(0, min(limit - used, machine.available)))
+    return Reading(used_bytes=machine.total - machine.available, available_bytes=machine.available)
+
+
+def _pressure_of(found: tuple[int, int, Path] | None) -> float | None:
+    """Share of the last ten seconds in which some process waited for memory; None: the kernel does not say."""
+    place = found[2] / "memory.pressure" if found is not None and found[1] == 2 else _PRESSURE
+    try:
+        fields = dict(field.split("=") for field in place.read_text(encoding="utf-8").splitlines()[0].split()[1:])
+        return float(fields["avg10"]) / 100
+    except (OSError, ValueError, LookupError):
+        return None
 
 
 def _narrowest_memory_group(cgroups: Path, mount: Path, physical: int) -> tuple[int, int, Path] | None:

@@ -145,7 +145,7 @@ class Scale:
             return
         self._stepped = now
         self._peaks.append(self._peak)
-        self._peak = self._foreign
+        self._peak = 0.0
         # A budget above the cores is the operator's own wish; only what others take from it counts.
         room = max(cores, self._budget)
         most = _within(room - self._foreign + CORE_TAKEN, self._budget)

@@ -75,6 +75,21 @@ def test_a_core_that_is_taken_for_a_minute_costs_one_worker_and_gives_it_back() 
     assert changes((target for _, target in seen), 2) == [-1, 1]
 
 
+def test_between_the_marks_nothing_changes() -> None:
+    """Half a core of others takes no worker away, and gives none back that has gone."""
+    assert {target for _, target in play(Scale(2), steady(0.55, 600), cores=2)} == {2}
+    scale = Scale(2)
+    play(scale, steady(1.0, 60), cores=2)
+    assert {target for _, target in play(scale, steady(0.55, 600), cores=2, start=60)} == {1}
+
+
+def test_a_look_that_claims_the_impossible_is_soon_forgotten() -> None:
+    """A billion busy cores on two weigh no more than two."""
+    scale = Scale(2)
+    play(scale, steady(0.0, 60) + steady(1e9, 1), cores=2)
+    assert play(scale, steady(0.0, 60), cores=2, start=61)[-1][1] == 2
+
+
 def test_the_statistics_say_why() -> None:
     """Others' load, memory, or nothing."""
     scale = Scale(4)
@@ -84,6 +99,8 @@ def test_the_statistics_say_why() -> None:
     assert (scale.target, scale.why) == (1, "memory")
     play(scale, steady(0.0, 240), cores=4, start=130)
     assert (scale.target, scale.why) == (4, "")
+    play(scale, steady(0.0, 1, memory=0.9) + steady(2.0, 120, memory=0.75), cores=4, start=380)
+    assert (scale.target, scale.why) == (2, "memory"), "both leave two"
 
 
 def test_a_burst_costs_nothing() -> None:
@@ -118,7 +135,26 @@ def test_memory_halves_at_once_and_comes_back_one_by_one() -> None:
     assert {target for _, target in play(scale, steady(0.0, 300, memory=0.75), cores=8, start=31)} == {4}
     seen = play(scale, steady(0.0, 100, memory=0.5), cores=8, start=331)
     assert changes((target for _, target in seen), 4) == [1, 1, 1, 1]
-    assert seen[0][0] + scaling.MEMORY_CALM_SECONDS == next(now for now, target in seen if target == 5)
+    for more in range(1, 5):
+        back = next(now for now, target in seen if target == 4 + more)
+        assert back == seen[0][0] + more * scaling.MEMORY_CALM_SECONDS
+
+
+def test_calm_that_is_broken_begins_anew() -> None:
+    """Use that keeps touching the low mark gives nothing back, however short the touches are."""
+    scale = Scale(4)
+    play(scale, steady(0.0, 1, memory=0.9), cores=4)
+    touching = (steady(0.0, 19, memory=0.6) + steady(0.0, 1, memory=0.7)) * 20
+    assert {target for _, target in play(scale, touching, cores=4, start=1)} == {2}
+
+
+@pytest.mark.parametrize("seconds", [30, 3600])
+def test_a_long_calm_is_not_saved_up(seconds: int) -> None:
+    """However long there was no shortage: a larger budget is there at once, and the next shortage halves it."""
+    scale = Scale(4)
+    play(scale, steady(0.0, seconds), cores=16)
+    assert scale.set_budget(16) == 16
+    assert play(scale, steady(0.0, 1, memory=0.9), cores=16, start=seconds)[-1][1] == 8
 
 
 def test_memory_that_stays_short_halves_again_but_not_before_the_first_halving_can_show() -> None:
@@ -236,13 +272,14 @@ def test_one_look_that_is_worse_in_any_way_never_gives_more(
 
 @given(budget=budgets, cores=budgets, others=st.lists(st.tuples(gaps, foreign), min_size=20, max_size=200))
 def test_load_changes_the_target_seldom(budget: int, cores: int, others: list[tuple[float, float]]) -> None:
-    """No two changes within a step; and after it came down it does not go up again before the stretch of calm."""
+    """One step at a time, a step in five seconds, and none up within the stretch of calm after one down."""
     history = [(gap, load, 0.0, 0.0) for gap, load in others]
     before, changed_at, fell_at = budget, -math.inf, -math.inf
     for now, target in play(Scale(budget), history, cores=cores):
         if target == before:
             continue
         assert now - changed_at >= scaling.STEP_SECONDS
+        assert abs(target - before) <= max(1, before // 8)
         if target > before:
             assert now - fell_at >= scaling.STEP_SECONDS * scaling.CALM_STEPS
         else:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.processes import Watched, is_alive, kill_group, start_time
+from engine.processes import Watched, cpu_seconds, cpu_use, is_alive, kill_group, start_time
 
 FAMILY = "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); sys.stdin.read()"
 
@@ -86,6 +86,18 @@ def test_somebody_elses_process_with_the_same_id_is_left_alone(family: tuple[sub
     assert kill_group(leader.pid, identity - 1)
     assert is_alive(leader.pid, identity)
     assert is_alive(helper, start_time(helper))
+
+
+def test_a_helper_that_was_waited_for_counts_as_use() -> None:
+    """What a process uses is what it and the children that it has waited for use; who it is stands beside it."""
+    before, alone = cpu_use(os.getpid()), cpu_seconds(os.getpid())
+    subprocess.run([sys.executable, "-S", "-c", "import time\nwhile time.process_time() < 0.2: pass"], check=True)
+    after = cpu_use(os.getpid())
+    assert (after.started, after.parent) == (start_time(os.getpid()), os.getppid())
+    assert after.seconds - before.seconds >= 0.15
+    assert after.seconds - before.seconds > cpu_seconds(os.getpid()) - alone
+    with pytest.raises(ProcessLookupError):
+        cpu_use(2**22 + 1)
 
 
 def test_our_own_group_is_never_killed() -> None:

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from engine import guards
+from engine import guards, processes
+from engine.guards import LoadMeter
+from engine.policy.scaling import Load
+from engine.processes import CpuUse
+from tests.mill import killed_at_the_end, wait_until
 
+#: Keeps one core busy until it is killed.
+BURN = "while True: pass"
+#: The same through short-lived children that are waited for, as a worker that calls `tesseract` does.
+BURN_BY_CHILDREN = """
+import subprocess, sys, time
+while True:
+    subprocess.run([sys.executable, "-S", "-c", "import time\\nwhile time.process_time() < 0.3: pass"])
+"""
 GB = 1024**3
 
 
@@ -83,3 +100,282 @@ def test_disk_room_is_read_of_a_path_that_is_not_there_yet(tmp_path: Path) -> No
     """A folder still to be made has the room of the place where it will be."""
     free = guards.disk_free_bytes(tmp_path / "not" / "yet")
     assert free > 0
+
+
+# --- what others keep busy ---
+
+
+class Machine:
+    """A made-up machine of two cores and the processes on it: what its /proc/stat and its process table say."""
+
+    def __init__(self, stat: Path) -> None:
+        self.stat = stat
+        self.seconds = 100.0
+        self.processes: dict[int, CpuUse] = {}
+        self.run(0.0)
+
+    def run(self, busy_seconds: float) -> None:
+        """Processes, of whomever, have used so much more."""
+        self.seconds += busy_seconds
+        half = round(self.seconds * 50)
+        core = f"{half} 0 0 1000 7 0 0 900000 0 0"
+        self.stat.write_text(f"cpu  {2 * half} 0 0 2000 14 0 0 900000 0 0\ncpu0 {core}\ncpu1 {core}\nintr 5 1 2\n")
+
+    def process(self, pid: int, seconds: float, *, parent: int = 1, started: float = 7.0) -> None:
+        """A process has used so much in all, with the children that it has waited for."""
+        self.processes[pid] = CpuUse(started=started, parent=parent, seconds=seconds)
+
+    def cpu_use(self, pid: int) -> CpuUse:
+        try:
+            return self.processes[pid]
+        except KeyError:
+            raise ProcessLookupError from None
+
+
+@pytest.fixture
+def machine(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made_up = Machine(tmp_path / "stat")
+    monkeypatch.setattr(guards, "_STAT", made_up.stat)
+    monkeypatch.setattr(guards, "_PRESSURE", tmp_path / "pressure")
+    monkeypatch.setattr(guards, "cpu_use", made_up.cpu_use)
+    monkeypatch.setattr(guards.os, "sched_getaffinity", lambda _: {0, 1})
+    return made_up
+
+
+def cores_of(load: Load) -> tuple[int, float] | None:
+    if load.cores is None or load.foreign_cores is None:
+        return None
+    return load.cores, round(load.foreign_cores, 3)
+
+
+def test_the_first_look_knows_no_load_and_neither_does_one_too_soon(machine: Machine) -> None:
+    """A load is a difference; and one over less than a second is mostly rounding."""
+    meter = LoadMeter()
+    assert cores_of(meter.look(10.0, [])) is None
+    machine.run(0.5)
+    assert cores_of(meter.look(10.9, [])) is None
+    assert cores_of(meter.look(11.0, [])) == (2, 0.5)
+    assert cores_of(meter.look(13.0, [])) == (2, 0.0)
+
+
+def test_what_our_processes_use_is_not_others_load(machine: Machine) -> None:
+    """Of 1.7 busy cores 0.9 and 0.5 are ours; the rest is not."""
+    machine.process(50, 3.0)
+    machine.process(51, 400.0)
+    meter = LoadMeter()
+    meter.look(0.0, [50, 51])
+    machine.run(1.7)
+    machine.process(50, 3.9)
+    machine.process(51, 400.5)
+    assert cores_of(meter.look(1.0, [50, 51])) == (2, 0.3)
+
+
+def test_waiting_for_disks_and_for_the_hypervisor_is_no_load(machine: Machine) -> None:
+    """Idle, iowait and steal are not counted; user, nice, system and both kinds of interrupts are."""
+    meter = LoadMeter()
+    machine.stat.write_text("cpu  1 2 3 4 5 6 7 8 9 9\ncpu0 1 2 3 4 5 6 7 8 9 9\ncpu1 0 0 0 0 0 0 0 0 0 0\n")
+    meter.look(0.0, [])
+    machine.stat.write_text("cpu  1 2 3 4 5 6 7 8 9 9\ncpu0 11 22 33 44 55 66 77 88 99 99\ncpu1 0 0 0 0 9 0 0 9 0 0\n")
+    assert cores_of(meter.look(10.0, [])) == (2, round((10 + 20 + 30 + 60 + 70) / 100 / 10, 3))
+
+
+def test_only_cores_that_we_may_run_on_count(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others do on cores that are forbidden to us takes nothing from us."""
+    monkeypatch.setattr(guards.os, "sched_getaffinity", lambda _: {1})
+    meter = LoadMeter()
+    machine.stat.write_text("cpu 0 0 0 0 0 0 0\ncpu0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0\n")
+    meter.look(0.0, [])
+    machine.stat.write_text("cpu 125 0 0 0 0 0 0\ncpu0 100 0 0 0 0 0 0\ncpu1 25 0 0 0 0 0 0\n")
+    assert cores_of(meter.look(1.0, [])) == (1, 0.25)
+    monkeypatch.setattr(guards.os, "sched_getaffinity", lambda _: {0, 1})
+    assert cores_of(meter.look(2.0, [])) is None, "other cores than before: there is no difference to be had"
+
+
+def test_a_made_up_table_of_a_container_counts_as_a_whole(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some containers number their cores anew; then the sum of the table is what there is."""
+    monkeypatch.setattr(guards.os, "sched_getaffinity", lambda _: {6, 7})
+    meter = LoadMeter()
+    meter.look(0.0, [])
+    machine.run(0.8)
+    assert cores_of(meter.look(1.0, [])) == (2, 0.8)
+
+
+def test_a_child_that_was_waited_for_is_not_counted_twice(machine: Machine) -> None:
+    """The parent takes over its whole life, of which all but the end was counted while it ran."""
+    machine.process(50, 10.0)
+    machine.process(51, 200.0, parent=50)
+    meter = LoadMeter()
+    meter.look(0.0, [50, 51])
+    machine.run(1.5)
+    del machine.processes[51]
+    machine.process(50, 10.0 + 0.1 + 200.9)
+    assert cores_of(meter.look(1.0, [50])) == (2, 0.5)
+    machine.run(1.0)
+    machine.process(50, 211.0 + 0.2)
+    assert cores_of(meter.look(2.0, [50])) == (2, 0.8)
+
+
+def test_one_whose_parent_is_gone_too_takes_nothing_with_it(machine: Machine) -> None:
+    """Killed with its coordinator: nobody took over its seconds, so that they are set off against nobody."""
+    machine.process(50, 10.0)
+    machine.process(51, 200.0, parent=50)
+    machine.process(52, 5.0)
+    meter = LoadMeter()
+    meter.look(0.0, [50, 51, 52])
+    del machine.processes[50], machine.processes[51]
+    machine.run(1.0)
+    machine.process(52, 5.25)
+    assert cores_of(meter.look(1.0, [50, 51, 52])) == (2, 0.75)
+
+
+def test_a_process_stays_ours_until_it_ends(machine: Machine) -> None:
+    """Taken off the list before it is gone, as workers that are being retired are."""
+    machine.process(50, 10.0)
+    meter = LoadMeter()
+    meter.look(0.0, [50])
+    machine.run(1.0)
+    machine.process(50, 11.0)
+    assert cores_of(meter.look(1.0, [])) == (2, 0.0)
+    machine.run(1.0)
+    machine.process(50, 3.0, started=8.0)
+    assert cores_of(meter.look(2.0, [])) == (2, 1.0), "a stranger with the same id is not ours"
+    machine.run(1.0)
+    machine.process(50, 4.0, started=8.0)
+    assert cores_of(meter.look(3.0, [])) == (2, 1.0)
+
+
+def test_one_that_is_new_brings_no_more_than_it_can_have_used_since(machine: Machine) -> None:
+    """A coordinator that comes with an hour behind it does not hide an hour of others' load."""
+    meter = LoadMeter()
+    meter.look(0.0, [])
+    machine.process(50, 3600.0)
+    machine.process(51, 0.25)
+    machine.run(2.0)
+    assert cores_of(meter.look(1.0, [50, 51])) == (2, 0.75)
+    machine.run(2.0)
+    machine.process(50, 3600.5)
+    assert cores_of(meter.look(2.0, [50, 51])) == (2, 1.5)
+
+
+def test_what_became_ours_late_is_set_against_later_looks(machine: Machine) -> None:
+    """A worker's helper runs for three seconds: seen as somebody's, then known as ours, and on average nobody's."""
+    machine.process(50, 0.0)
+    meter = LoadMeter()
+    meter.look(0.0, [50])
+    seen, now = [], 0.0
+    for round_number in range(1, 11):
+        for second in range(3):
+            now += 1.0
+            machine.run(1.0)
+            if second == 2:
+                machine.process(50, 3.0 * round_number)
+            seen.append(cores_of(meter.look(now, [50])))
+    assert seen[:3] == [(2, 1.0), (2, 1.0), (2, 0.0)]
+    assert seen[3:] == [(2, 0.0)] * 27
+
+
+def test_little_can_be_hidden_by_what_became_ours_late(machine: Machine) -> None:
+    """However long a helper ran, after half a minute others are seen again."""
+    machine.process(50, 0.0)
+    meter = LoadMeter()
+    meter.look(0.0, [50])
+    machine.process(50, 100_000.0)
+    meter.look(1.0, [50])
+    seen = []
+    for second in range(2, 34):
+        machine.run(1.0)
+        seen.append(cores_of(meter.look(float(second), [50])))
+    assert seen == [(2, 0.0)] * 30 + [(2, 1.0)] * 2
+
+
+@pytest.mark.parametrize("usage", ["cpu.stat", "cpu/a/cpuacct.usage", "cpuacct/a/cpuacct.usage"])
+def test_a_group_with_a_quota_counts_where_it_leaves_less(machine: Machine, tree: Path, usage: str) -> None:
+    """v2, v1 with both controllers in one tree, v1 with one in each: others in our group take from our quota."""
+    if usage == "cpu.stat":
+        (tree / "outer" / "cpu.max").write_text("150000 100000\n")
+        place, before, after = tree / "outer" / usage, "usage_usec 7000000", "usage_usec 7900000"
+    else:
+        (tree / "cpu" / "a" / "cpu.cfs_quota_us").write_text("150000\n")
+        (tree / "cpu" / "a" / "cpu.cfs_period_us").write_text("100000\n")
+        place, before, after = tree / usage, "7000000000", "7900000000"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(f"{before}\nuser_usec 1\n" if usage == "cpu.stat" else before)
+    machine.process(50, 0.0)
+    meter = LoadMeter()
+    meter.look(0.0, [50])
+    place.write_text(f"{after}\nuser_usec 1\n" if usage == "cpu.stat" else after)
+    machine.process(50, 0.3)
+    machine.run(0.4)
+    # One and a half cores count as two, as they do in cpu_limit; 0.6 of the group is not ours, and 0.1 of the machine.
+    assert cores_of(meter.look(1.0, [50])) == (2, 0.6)
+    machine.run(1.5)
+    assert cores_of(meter.look(2.0, [50])) == (2, 1.5)
+
+
+def test_memory_is_read_with_every_look(machine: Machine, tree: Path, tmp_path: Path) -> None:
+    """Share and pressure of the group that limits us, else of the machine; None where the kernel keeps no pressure."""
+    meter = LoadMeter()
+    assert meter.look(0.0, []).memory_pressure is None
+    (tmp_path / "pressure").write_text("some avg10=12.50 avg60=1.00 avg300=0.00 total=1\nfull avg10=90.00\n")
+    assert meter.look(0.1, []).memory_pressure == 0.125
+    group = tree / "outer"
+    (group / "memory.max").write_text("1000000")
+    (group / "memory.current").write_text("900000")
+    (group / "memory.stat").write_text("anon 900000\ninactive_file 100000\n")
+    (group / "memory.pressure").write_text("some avg10=3.00 avg60=1.00 avg300=0.00 total=1\n")
+    load = meter.look(0.2, [])
+    assert (load.memory_used_share, load.memory_pressure) == (0.8, 0.03)
+
+
+# --- real processes ---
+
+
+@contextmanager
+def program(code: str) -> Iterator[subprocess.Popen[str]]:
+    with killed_at_the_end(subprocess.Popen([sys.executable, "-c", code], text=True)) as process:
+        yield process
+
+
+def seconds_told_apart(pids: list[int], wanted: float) -> float:
+    """Two meters look at one machine, and only one of them knows that these processes are ours: by how many processor
+    seconds they differ, as soon as that is more than `wanted`. Whatever else runs here is the same for both.
+    """
+    knows, does_not = LoadMeter(), LoadMeter()
+    difference, before = 0.0, time.monotonic()
+    for meter in (knows, does_not):
+        meter.look(before, [])
+
+    def look() -> float | None:
+        nonlocal difference, before
+        now = time.monotonic()
+        mine, others = knows.look(now, pids), does_not.look(now, [])
+        if mine.foreign_cores is not None and others.foreign_cores is not None:
+            assert mine.foreign_cores <= others.foreign_cores + 0.2, "what is ours can only lower what is others'"
+            difference += (others.foreign_cores - mine.foreign_cores) * (now - before)
+            before = now
+        return difference if difference > wanted else None
+
+    return wait_until(look, f"{wanted} processor seconds of ours that are not taken for others'")
+
+
+def test_a_busy_process_is_others_load_until_it_is_known_as_ours() -> None:
+    """One and the same program, seen by one that knows it and by one that does not."""
+    with program(BURN) as busy:
+        seconds_told_apart([busy.pid], 1.5)
+
+
+def test_what_a_worker_has_waited_for_is_ours_as_well() -> None:
+    """A program that works only through children: its own time is next to nothing."""
+    with program(BURN_BY_CHILDREN) as worker:
+        seconds_told_apart([worker.pid], 1.5)
+        assert processes.cpu_seconds(worker.pid) < 0.5 * processes.cpu_use(worker.pid).seconds
+
+
+def test_a_system_without_proc_is_asked_through_psutil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No /proc, no affinity, no groups: the same answers, from elsewhere."""
+    for name in ("_STAT", "_CGROUPS", "_PRESSURE"):
+        monkeypatch.setattr(guards, name, tmp_path / "absent")
+    monkeypatch.setattr(processes, "_ON_LINUX", False)
+    monkeypatch.delattr(guards.os, "sched_getaffinity")
+    with program(BURN) as busy:
+        seconds_told_apart([busy.pid], 1.5)
