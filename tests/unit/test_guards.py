@@ -325,6 +325,11 @@ def test_memory_is_read_with_every_look(machine: Machine, tree: Path, tmp_path: 
     (group / "memory.pressure").write_text("some avg10=3.00 avg60=1.00 avg300=0.00 total=1\n")
     load = meter.look(0.2, [])
     assert (load.memory_used_share, load.memory_pressure) == (0.8, 0.03)
+    # Groups of v1 keep no pressure: a narrower one of those leaves the machine's.
+    (tree / "memory" / "a" / "memory.limit_in_bytes").write_text("500000")
+    (tree / "memory" / "a" / "memory.usage_in_bytes").write_text("125000")
+    load = meter.look(0.3, [])
+    assert (load.memory_used_share, load.memory_pressure) == (0.25, 0.125)
 
 
 # --- real processes ---
