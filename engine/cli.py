@@ -726,7 +726,8 @@ def _scheduler_run(settings: Settings, given: argparse.Namespace) -> int:
         cpu_limit=settings.cpu_limit or guards.cpu_limit(),
         memory_limit_bytes=guards.memory_limit(settings.memory_limit_bytes)[0],
     )
-    code = run_scheduler(settings.data_dir, limits, idle_seconds=math.inf, scaling=True)
+    scaling = settings.scaling == "auto"
+    code = run_scheduler(settings.data_dir, limits, idle_seconds=math.inf, scaling=scaling)
     if code == EXIT_LOST_ELECTION:
         raise CannotRunError(f"a scheduler of {settings.data_dir} runs already; `nightmill scheduler stop` ends it")
     return code

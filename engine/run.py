@@ -46,6 +46,8 @@ def desk_for(settings: Settings) -> Desk:
         max_workers_per_user=settings.max_workers_per_user,
         cpu_limit=settings.cpu_limit or guards.cpu_limit(),
         memory_limit_bytes=limit,
+        scaling=settings.scaling == "auto",
+        debug=settings.log_level == "debug",
     )
 
 

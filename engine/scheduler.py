@@ -31,8 +31,9 @@ from multiprocess import get_context
 from multiprocess.connection import Connection
 from multiprocess.managers import BaseManager, Server
 
-from engine import rendezvous
+from engine import guards, rendezvous
 from engine.errors import CannotRunError, NightmillError
+from engine.policy.scaling import Scale
 from engine.policy.tokens import Limits
 from engine.served import ServedDesk
 
@@ -159,9 +160,11 @@ def _peer(connection: Connection) -> tuple[int | None, int | None]:
 class Watcher:
     """The process's own thread: looks at what gives no sign of its own, and knows when to end."""
 
-    def __init__(self, desk: ServedDesk) -> None:
+    def __init__(self, desk: ServedDesk, *, scaling: bool) -> None:
         self.stopping = threading.Event()
         self._desk = desk
+        self._meter = guards.LoadMeter()
+        self._scale = Scale(desk.limits.cpu_limit) if scaling else None
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_in, False)
         desk.wake, desk.end_process = self.wake, self.stop
@@ -192,8 +195,17 @@ class Watcher:
             if now - looked >= LOAD_SECONDS:
                 looked = now
                 self._desk.look()
+                self._follow_load(now)
             if self._desk.idle_seconds() >= idle_seconds:
                 self.stopping.set()
+
+    def _follow_load(self, now: float) -> None:
+        """Let bulk work use fewer cores while other programs need them, or memory is short."""
+        if self._scale is None:
+            return
+        self._scale.set_budget(self._desk.limits.cpu_limit)
+        self._scale.observe(self._meter.look(now, self._desk.our_processes()))
+        self._desk.scale(self._scale.target, self._scale.why)
 
 
 def run_scheduler(data_dir: Path, limits: Limits, *, idle_seconds: float, scaling: bool) -> int:
@@ -220,7 +232,7 @@ def run_scheduler(data_dir: Path, limits: Limits, *, idle_seconds: float, scalin
         server = SchedulerManager(address=str(place / "socket"), authkey=key, ctx=get_context("spawn")).get_server()
     finally:
         os.umask(mask)
-    watcher = Watcher(desk)
+    watcher = Watcher(desk, scaling=scaling)
     signal.signal(signal.SIGTERM, lambda *_: watcher.stop())
     signal.signal(signal.SIGINT, lambda *_: watcher.stop())
     server.serve(desk, watcher.stopping)
@@ -249,8 +261,6 @@ def main(words: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.DEBUG if given.debug else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
-    from engine import guards
-
     try:
         limits = Limits(
             max_total_workers=given.max_total_workers,

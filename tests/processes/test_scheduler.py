@@ -18,7 +18,7 @@ from time import monotonic
 import pytest
 
 from engine import desk as desk_module
-from engine import rendezvous
+from engine import guards, rendezvous
 from engine.desk import Desk, find_statistics, open_desk, stop_scheduler
 from engine.errors import CannotRunError
 from engine.model import Lane, TokenKind, UserId
@@ -449,3 +449,24 @@ def test_a_session_is_only_for_its_own_process(data_dir: Path, opened: ExitStack
     opened.callback(proxy.close)
     other = f"{os.getppid()}-{start_time(os.getppid()):.0f}-00000000"
     assert "is calling" in proxy.call("greet", rendezvous.PROTOCOL, other, INTRODUCTION)["refused"]
+
+
+def test_bulk_work_gives_way_to_the_load_of_others(data_dir: Path, opened: ExitStack) -> None:
+    """While other programs keep every core busy, fewer bulk tokens are lent, one at least; what is out stays out."""
+    for _ in range(2 * guards.cpu_limit()):
+        burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        opened.callback(burner.wait)
+        opened.callback(burner.kill)
+    desk = opened.enter_context(
+        open_desk(
+            data_dir=data_dir, max_total_workers=20, max_workers_per_user=20, cpu_limit=2, memory_limit_bytes=10**9
+        )
+    )
+    held = desk.exchange(asks=[an_ask("1"), an_ask("2")]).grants
+    assert len(held) == 2
+    until(lambda: desk.statistics().scaled_by == "load", 120.0)
+    stats = desk.statistics()
+    assert (stats.cpu_limit, stats.cpu_target, stats.active_workers) == (2, 1, 2)
+    assert desk.exchange(asks=[an_ask("3")], returns=[Return(lease_id=held[0].lease_id, cost_seconds=1.0)]).grants == ()
+    assert len(desk.exchange(asks=[an_ask("4", "eve", Lane.INTERACTIVE)]).grants) == 1
+    assert len(desk.exchange(returns=[Return(lease_id=held[1].lease_id, cost_seconds=1.0)]).grants) == 1
