@@ -29,7 +29,7 @@ from engine.errors import CannotRunError, NightmillError, UsageError
 from engine.model import Counts, ItemState, Lane, UserId
 from engine.printing import printable, printable_lines
 from engine.reasons import CATALOGUE, Reason
-from engine.settings import INDEXES_FOLDER, LEDGER_FILE, SETTINGS, Settings, load_settings
+from engine.settings import INDEXES_FOLDER, LEDGER_FILE, SETTINGS, Settings, own_settings
 from engine.telemetry import WAITS, choose_reporter, set_up_logging
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _settings(given: argparse.Namespace) -> Settings:
         for setting in SETTINGS
         if (value := getattr(given, f"setting_{setting.key}", None)) is not None
     }
-    return load_settings(os.environ, dotenv=Path(".env"), flags=flags)
+    return own_settings(flags)
 
 
 # --- running ---------------------------------------------------------------------------------------------------------

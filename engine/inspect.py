@@ -15,12 +15,13 @@ from engine.desk import Desk
 from engine.document import MAX_NOTES, MAX_PART_BYTES, Document, Page, merge_page
 from engine.errors import MalformedMessage, UsageError
 from engine.model import Failure, Lane, Stage, TokenKind, UserId
+from engine.opening import desk_for
 from engine.plan import make_plan
 from engine.policy import estimates
 from engine.policy.estimates import Estimate
 from engine.ports import Ask, FetchFailed, Return
 from engine.reasons import Reason
-from engine.run import desk_for, spool_for
+from engine.run import spool_for
 from engine.settings import Settings
 from engine.sources import beneath
 from engine.workers import results

@@ -133,3 +133,18 @@ class Counts:
     attachments_skipped: int = 0
     attachments_failed: int = 0
     attachments_pending: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemFailure:
+    """What stands in the place of a result of process_parallel: the item at `index` raised, or cost its worker's life.
+
+    kind       the exception's class name; "WorkerDied" when the worker process ended under it
+    message    what the exception says, or the signal or exit code that the worker ended with
+    traceback  as Python prints it; "" for a worker that died
+    """
+
+    index: int
+    kind: str
+    message: str
+    traceback: str = ""

@@ -20,10 +20,10 @@ from types import FrameType
 from engine import guards, processes
 from engine.clock import SystemClock
 from engine.coordinator import Coordinator, RunReport
-from engine.desk import Desk, open_desk
 from engine.errors import CannotRunError, NightmillError, SettingsError, UsageError
 from engine.ledger import SqlLedger, open_ledger
 from engine.model import Lane, UserId
+from engine.opening import desk_for, make_data_dir
 from engine.plan import make_plan
 from engine.ports import StageFailed
 from engine.settings import LEDGER_FILE, Settings
@@ -35,20 +35,6 @@ from engine.workers.tessdata import find_tessdata
 def open_own_ledger(settings: Settings) -> SqlLedger:
     """The ledger of this data directory. Raises CannotRunError."""
     return open_ledger(settings.data_dir / LEDGER_FILE, SystemClock())
-
-
-def desk_for(settings: Settings) -> Desk:
-    """A desk at the scheduler of this data directory, which is started if none runs. Raises CannotRunError."""
-    limit, _ = guards.memory_limit(settings.memory_limit_bytes)
-    return open_desk(
-        data_dir=settings.data_dir,
-        max_total_workers=settings.max_total_workers,
-        max_workers_per_user=settings.max_workers_per_user,
-        cpu_limit=settings.cpu_limit or guards.cpu_limit(),
-        memory_limit_bytes=limit,
-        scaling=settings.scaling == "auto",
-        debug=settings.log_level == "debug",
-    )
 
 
 def require_languages(settings: Settings) -> None:
@@ -103,7 +89,7 @@ def run(
     """
     clock = SystemClock()
     require_languages(settings)
-    _make_data_dir(settings)
+    make_data_dir(settings)
     free = guards.disk_free_bytes(settings.data_dir)
     if free < settings.disk_reserve_bytes:
         raise CannotRunError(
@@ -174,15 +160,6 @@ def _closing(ledger: SqlLedger) -> Iterator[SqlLedger]:
         yield ledger
     finally:
         ledger.close()
-
-
-def _make_data_dir(settings: Settings) -> None:
-    try:
-        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotRunError(
-            f"the data directory {settings.data_dir} cannot be made: {error.strerror}; set NIGHTMILL_DATA_DIR"
-        ) from error
 
 
 def seconds_until(clock_time: str, now: float) -> float:

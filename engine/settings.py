@@ -1,7 +1,7 @@
 """Flags, environment and `.env` -> one frozen `Settings`, or all mistakes at once.
 
 Rule: one table (`SETTINGS`) says all there is to know of a setting; parsing, `nightmill settings` and
-docs/settings.md follow it. Nothing here reads the environment: it is an argument.
+docs/settings.md follow it. The environment is an argument, and `own_settings` the one that passes the process's own.
 
     flags  >  environment  >  .env  >  preset  >  default       an empty value counts as not set (in a flag: as empty)
 """
@@ -436,6 +436,11 @@ def load_settings(
     if values["debug_mode"] and origins["NIGHTMILL_LOG_LEVEL"] == "default":
         values["log_level"], origins["NIGHTMILL_LOG_LEVEL"] = "debug", "DEBUG_MODE"
     return Settings(**values, origins=origins)
+
+
+def own_settings(flags: Mapping[str, str] | None = None) -> Settings:
+    """The settings of this process, by its environment and the `.env` of its working folder. See `load_settings`."""
+    return load_settings(os.environ, dotenv=Path(".env"), flags=flags)
 
 
 def _find(

@@ -1,0 +1,35 @@
+"""What every way into the engine begins with: the data directory, and a desk at its scheduler.
+
+Rule: runs and the Python API open the same things by the same rules, because they share limits.
+"""
+
+from __future__ import annotations
+
+from engine import guards
+from engine.desk import Desk, open_desk
+from engine.errors import CannotRunError
+from engine.settings import Settings
+
+
+def make_data_dir(settings: Settings) -> None:
+    """The data directory, for this account alone. Raises CannotRunError when it cannot be made."""
+    try:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotRunError(
+            f"the data directory {settings.data_dir} cannot be made: {error.strerror}; set NIGHTMILL_DATA_DIR"
+        ) from error
+
+
+def desk_for(settings: Settings) -> Desk:
+    """A desk at the scheduler of this data directory, which is started if none runs. Raises CannotRunError."""
+    limit, _ = guards.memory_limit(settings.memory_limit_bytes)
+    return open_desk(
+        data_dir=settings.data_dir,
+        max_total_workers=settings.max_total_workers,
+        max_workers_per_user=settings.max_workers_per_user,
+        cpu_limit=settings.cpu_limit or guards.cpu_limit(),
+        memory_limit_bytes=limit,
+        scaling=settings.scaling == "auto",
+        debug=settings.log_level == "debug",
+    )
