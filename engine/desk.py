@@ -67,6 +67,9 @@ class Desk:
         self._started_at = -_START_PAUSE_SECONDS
         self._lock = threading.RLock()
         self._closing = threading.Event()
+        #: An exchange did not come to its end (Ctrl-C): the scheduler may have granted what was not noted here. The
+        #: greeting after a hang-up settles it.
+        self._in_doubt = False
         try:
             self._connect()
         except BaseException:
@@ -132,6 +135,11 @@ class Desk:
         with self._lock:
             self._client_file.remove(pid)
 
+    def standing(self) -> tuple[frozenset[str], Mapping[LeaseId, Ask]]:
+        """The asks that stand, and the leases that are out, each with the ask that it answered."""
+        with self._lock:
+            return frozenset(self._asks), dict(self._leases)
+
     def statistics(self) -> DeskStats:
         """See ports.Desk."""
         with self._lock:
@@ -166,6 +174,9 @@ class Desk:
         explain: bool,
     ) -> Answer:
         with self._lock:
+            if self._in_doubt:
+                self._hang_up()
+            self._in_doubt = True
             for given in returns:
                 self._leases.pop(given.lease_id, None)
             for ask_id in withdraw:
@@ -201,6 +212,7 @@ class Desk:
                 if standing is not None:
                     self._leases[LeaseId(lease_id)] = standing
                     grants.append(Grant(ask_id=ask_id, lease_id=LeaseId(lease_id)))
+            self._in_doubt = False
             return Answer(
                 grants=tuple(grants),
                 waits=None if waits is None else {UserId(user): why for user, why in waits.items()},

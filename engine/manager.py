@@ -12,7 +12,6 @@ import atexit
 import math
 import os
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -47,7 +46,6 @@ class ThreadPoolManager:
         self.settings = settings
         self._closed = False
         self._lender: Lender | None = None
-        self._held: dict[UserId, list[Loan]] = {}
         self._begin_anew()
         _all_managers.add(self)
 
@@ -56,32 +54,20 @@ class ThreadPoolManager:
 
         interactive: somebody is waiting for what follows; it goes before bulk work.
         """
-        loan = self._borrow(user_id, timeout, interactive)
-        if loan is None:
-            return False
-        with self._lock:
-            self._held.setdefault(loan.user, []).append(loan)
-        return True
+        return self._borrow(user_id, timeout, interactive, kept=True) is not None
 
     def release_worker(self, user_id: str) -> None:
         """Give this process's newest token of that user back. Without one this warns, and changes nothing."""
         user = _checked_user(user_id)
-        with self._lock:
-            loans = self._held.get(user)
-            loan = loans.pop() if loans else None
-            if not loans:
-                self._held.pop(user, None)
-        if loan is None:
+        if not self._lending().release(user):
             warnings.warn(
                 f"this process holds no worker of {user!r}; nothing is released", RuntimeWarning, stacklevel=2
             )
-            return
-        self._lending().give_back(loan)
 
     @contextmanager
     def worker(self, user_id: str, *, interactive: bool = False) -> Iterator[None]:
         """`with manager.worker("ann"):` waits for a token of that user, and gives it back at the end of the block."""
-        loan = self._borrow(user_id, None, interactive)
+        loan = self._borrow(user_id, None, interactive, kept=False)
         assert loan is not None  # Without a time-out there is nothing that could call the wish off.
         try:
             yield
@@ -127,10 +113,13 @@ class ThreadPoolManager:
     def get_stats(self) -> dict[str, Any]:
         """The counters now, over all processes of the data directory, as a table of plain JSON values.
 
-        At least active_workers, max_total_workers, user_workers, waiting, reasons (why each user waits), memory
-        (reserved_bytes, limit_bytes), rates (grants_per_second since the last look of this manager) and user_status.
+        At least active_workers, max_total_workers, user_workers, waiting, reasons (why users wait, and how many do),
+        memory (reserved_bytes, limit_bytes), rates (granted, grants_per_second) and user_status.
         """
-        return self._looked(asdict(self._lending().desk.statistics()))
+        table = asdict(self._lending().desk.statistics())
+        table["memory"] = {name: table.pop(f"memory_{name}") for name in ("reserved_bytes", "limit_bytes")}
+        table["rates"] = {name: table.pop(name) for name in ("granted", "grants_per_second")}
+        return table
 
     def update_user_status(self, user_id: str, status: str, progress: float | None = None, message: str = "") -> None:
         """What your product shows for a user: `get_stats()["user_status"][user_id]`, in every process.
@@ -144,7 +133,12 @@ class ThreadPoolManager:
             isinstance(progress, bool) or not isinstance(progress, (int, float)) or not 0 <= progress <= 100
         ):
             raise UsageError(f"progress = {progress!r}; must be a number from 0 to 100, or None")
-        self._lending().desk.tell(user, {"status": status, "progress": progress, "message": message})
+        try:
+            self._lending().desk.tell(user, {"status": status, "progress": progress, "message": message})
+        except ValueError:
+            raise UsageError(
+                f"status = {status[:40]!r}..., message = {message[:40]!r}...: too long to be shown; a line or two"
+            ) from None
 
     def close(self) -> None:
         """Give everything back and leave the scheduler. Idempotent; get_thread_pool_manager() gives another manager.
@@ -154,7 +148,6 @@ class ThreadPoolManager:
         with self._lock:
             self._closed = True
             lender, self._lender = self._lender, None
-            self._held.clear()
         _forget(self)
         if lender is not None:
             lender.close()
@@ -175,8 +168,6 @@ class ThreadPoolManager:
         """As made: nothing open, nothing held. After a fork the parent's lock may be held for ever, so it is new."""
         self._lock = threading.Lock()
         self._lender = None
-        self._held = {}
-        self._last_look = (0, time.monotonic())
 
     def _lending(self) -> Lender:
         lender = self._lender
@@ -190,7 +181,7 @@ class ThreadPoolManager:
                 self._lender = Lender(desk_for(self.settings))
             return self._lender
 
-    def _borrow(self, user_id: str, timeout: float | None, interactive: bool) -> Loan | None:
+    def _borrow(self, user_id: str, timeout: float | None, interactive: bool, *, kept: bool) -> Loan | None:
         user = _checked_user(user_id)
         if timeout is not None:
             if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or math.isnan(timeout):
@@ -198,23 +189,8 @@ class ThreadPoolManager:
             timeout = min(max(0.0, timeout), threading.TIMEOUT_MAX)
         lender = self._lending()
         lane = Lane.INTERACTIVE if interactive else Lane.BULK
-        wish = lender.wish(user, lane=lane, kind=TokenKind.API, cost_seconds=_GUESS_SECONDS)
+        wish = lender.wish(user, lane=lane, kind=TokenKind.API, cost_seconds=_GUESS_SECONDS, kept=kept)
         return lender.borrow(wish, timeout_seconds=timeout)
-
-    def _looked(self, table: dict[str, Any]) -> dict[str, Any]:
-        """The desk's statistics, with memory in one place and the rate of grants beside their number."""
-        now = time.monotonic()
-        granted = int(table.get("granted", 0))
-        with self._lock:
-            (before, looked), self._last_look = self._last_look, (granted, now)
-        # A scheduler that was replaced counts from nought again.
-        rate = max(0, granted - before) / (now - looked) if now > looked else 0.0
-        table["memory"] = {
-            "reserved_bytes": table.pop("memory_reserved_bytes"),
-            "limit_bytes": table.pop("memory_limit_bytes"),
-        }
-        table["rates"] = {"grants_per_second": round(rate, 3)}
-        return table
 
 
 # --- the process's managers ------------------------------------------------------------------------------------------

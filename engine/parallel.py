@@ -98,7 +98,8 @@ class Call:
         self._total = len(items) if isinstance(items, Sized) else None
         self._items: Iterator[Any] = iter(items)
         #: Guards all that follows; whoever changes something of it that another waits for, notifies.
-        self._news = threading.Condition()
+        self._lock = threading.RLock()
+        self._news = threading.Condition(self._lock)
         self._results: list[Any] = []
         self._queue: deque[tuple[int, Any]] = deque()
         self._ended = False
@@ -130,7 +131,7 @@ class Call:
     def _attend(self) -> None:
         while True:
             self._feed()
-            with self._news:
+            with self._lock:
                 self._news.wait_for(lambda: self._has_room() or self._is_untold() or self._is_over())
                 untold, over = self._is_untold(), self._is_over()
             if untold:
@@ -141,17 +142,17 @@ class Call:
     def _feed(self) -> None:
         """Take items until one waits for each slot that there may be. The iterable may take its time, without lock."""
         while True:
-            with self._news:
+            with self._lock:
                 if not self._has_room():
                     return
             try:
                 item = next(self._items)
             except StopIteration:
-                with self._news:
+                with self._lock:
                     self._ended = True
                     self._news.notify_all()
                 return
-            with self._news:
+            with self._lock:
                 self._queue.append((len(self._results), item))
                 self._results.append(None)
                 self._news.notify_all()
@@ -176,7 +177,7 @@ class Call:
 
     def _stop(self) -> None:
         """Begin nothing more: who waits for a token is called off, processes are ended."""
-        with self._news:
+        with self._lock:
             self._stopped = True
             self._queue.clear()
             wishes, runners = list(self._wishes), list(self._runners)
@@ -188,7 +189,7 @@ class Call:
 
     def _wait_slots(self) -> None:
         """Items that run in threads run to their end. A second interruption leaves them; their tokens return later."""
-        with self._news:
+        with self._lock:
             self._news.wait_for(lambda: not self._slots)
 
     # --- slots ---
@@ -197,7 +198,7 @@ class Call:
         """One more slot, if an item waits, none of the others is about to take it, and there may be one."""
         slot = threading.Thread(target=self._live, daemon=True, name=f"nightmill-{self._user}")
         try:
-            with self._news:
+            with self._lock:
                 if self._stopped or not self._queue or self._waiting or len(self._slots) >= self._max_workers:
                     return
                 self._slots.add(slot)
@@ -205,7 +206,7 @@ class Call:
             slot.start()
         except BaseException:
             # The system gives us no thread, or Ctrl-C: the call ends, and nothing waits for this one.
-            with self._news:
+            with self._lock:
                 self._slots.discard(slot)
                 self._news.notify_all()
             raise
@@ -242,7 +243,7 @@ class Call:
             finally:
                 if loan is not None:
                     self._lender.give_back(loan)
-                with self._news:
+                with self._lock:
                     if runner is not None:
                         self._runners.discard(runner)
                     self._slots.discard(threading.current_thread())
@@ -250,13 +251,13 @@ class Call:
                     self._news.notify_all()
 
     def _take_now(self) -> tuple[int, Any] | None:
-        with self._news:
+        with self._lock:
             entry = self._queue.popleft() if self._queue else None
             self._news.notify_all()
             return entry
 
     def _take(self) -> tuple[int, Any] | None:
-        with self._news:
+        with self._lock:
             self._news.wait_for(lambda: self._queue or self._ended or self._stopped)
             entry = self._queue.popleft() if self._queue else None
             self._news.notify_all()
@@ -264,14 +265,14 @@ class Call:
 
     def _borrow(self, held: Loan | None) -> Loan | None:
         wish = self._lender.wish(self._user, lane=Lane.BULK, kind=self._kind, cost_seconds=self._guess_seconds)
-        with self._news:
+        with self._lock:
             self._wishes.add(wish)
             if self._stopped:
                 wish.call_off()
         try:
             loan = self._lender.borrow(wish, instead_of=held)
         finally:
-            with self._news:
+            with self._lock:
                 self._wishes.discard(wish)
         if loan is not None and self._stopped:
             self._lender.give_back(loan)
@@ -279,13 +280,13 @@ class Call:
         return loan
 
     def _begin_item(self) -> None:
-        with self._news:
+        with self._lock:
             self._waiting -= 1
         self._grow()
 
     def _open(self) -> Runner:
         runner = self._open_runner()
-        with self._news:
+        with self._lock:
             self._runners.add(runner)
             stopped = self._stopped
         if stopped:
@@ -294,7 +295,7 @@ class Call:
 
     def _end_item(self, index: int, result: Any, loan: Loan) -> None:
         took = time.monotonic() - loan.began
-        with self._news:
+        with self._lock:
             self._waiting += 1
             self._results[index] = result
             self._done += 1
@@ -302,7 +303,7 @@ class Call:
             self._news.notify_all()
 
     def _fail(self, error: BaseException) -> None:
-        with self._news:
+        with self._lock:
             if self._error is None:
                 self._error = error
         self._stop()

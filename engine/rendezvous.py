@@ -282,15 +282,20 @@ class DeskProxy(BaseProxy):  # type: ignore[misc]
         self._connection = _connect(address, key, timeout_seconds)
         # The scheduler keeps its one object for as long as it lives: there are no references to count.
         super().__init__(Token(SERVED, address, SERVED), "pickle", authkey=key, exposed=EXPOSED, incref=False)
+        self._unanswered = False
         self._connection.send((None, "accept_connection", ("desk",), {}))
-        self._answer("accept_connection")
+        kind, result = self._connection.recv()
+        if kind != "#RETURN":
+            raise convert_to_error(kind, result)
 
     def _callmethod(self, methodname: str, args: tuple[Any, ...] = (), kwds: dict[str, Any] | None = None) -> Any:
+        if self._unanswered:
+            # Interrupted (Ctrl-C) in between: what is on the wire would be taken for the answer to this call.
+            raise OSError("an earlier call was interrupted")
+        self._unanswered = True
         self._connection.send((SERVED, methodname, args, kwds or {}))
-        return self._answer(methodname)
-
-    def _answer(self, methodname: str) -> Any:
         kind, result = self._connection.recv()
+        self._unanswered = False
         if kind == "#RETURN":
             return result
         raise convert_to_error(kind, result)
