@@ -9,6 +9,7 @@ answers; a lease that a scheduler no longer counts is returned without effect.
 
 from __future__ import annotations
 
+import itertools
 import random
 import select
 import subprocess
@@ -67,6 +68,8 @@ class Desk:
         self._started_at = -_START_PAUSE_SECONDS
         self._lock = threading.RLock()
         self._closing = threading.Event()
+        #: Tells greetings apart: one that was given up may reach the scheduler after the next.
+        self._visits = itertools.count(1)
         #: An exchange did not come to its end (Ctrl-C): the scheduler may have granted what was not noted here. The
         #: greeting after a hang-up settles it.
         self._in_doubt = False
@@ -227,13 +230,13 @@ class Desk:
         try:
             if self._proxy is None:
                 self._connect()
+                arguments = _less_the_greeting(method, arguments)
             assert self._proxy is not None
             return self._proxy.call(method, *arguments)
         except _LOST:
             self._hang_up()
             self._connect()
-            if method == "exchange":
-                arguments = (arguments[0], *_NOTHING, arguments[-1])
+            arguments = _less_the_greeting(method, arguments)
             assert self._proxy is not None
             try:
                 return self._proxy.call(method, *arguments)
@@ -272,6 +275,7 @@ class Desk:
                 "limits": asdict(self._own_limits),
                 "backlog": {str(user): waiting for user, waiting in self._backlog.items()},
                 "told": {str(user): status for user, status in self._told.items()},
+                "visit": next(self._visits),
             },
         )
         if "refused" in greeting:
@@ -354,6 +358,11 @@ class Desk:
 
 class _Refused(CannotRunError):  # noqa: N818
     """The scheduler answered, and will not have us."""
+
+
+def _less_the_greeting(method: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What is left to say once the greeting has told what stands: an ask that is told twice would be granted twice."""
+    return (arguments[0], *_NOTHING, arguments[-1]) if method == "exchange" else arguments
 
 
 def _as_row(ask: Ask) -> tuple[str, str, str, str, float, int, float]:

@@ -51,13 +51,18 @@ AskRow = tuple[Any, ...]
 
 @dataclass(slots=True)
 class _Session:
-    """A coordinator that is here. `tray`: what was granted and not yet collected, (ask, lease)."""
+    """A coordinator that is here. `tray`: what was granted and not yet collected, (ask, lease).
+
+    visit       the number of the latest greeting, and greeted_in the thread that serves its connection
+    """
 
     name: str
     client: Watched
     bell: int
     limits: Limits
     told_limits: Limits | None = None
+    visit: int = 0
+    greeted_in: int = 0
     tray: list[tuple[str, str]] = field(default_factory=list)
     backlog: dict[str, int] = field(default_factory=dict)
     statuses: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -101,8 +106,9 @@ class ServedDesk:
         """A coordinator introduces itself, or comes back, with all that it has here.
 
         introduction: `asks` that stand, `leases` held as (lease_id, ask row), `limits` that it was set, `backlog` and
-        `told` (see `exchange` and `tell`). Answers with `scheduler` (pid, start time), `limits` in force and `void`:
-        the leases that are no longer counted (their workers have been killed). A refusal is {"refused": why}.
+        `told` (see `exchange` and `tell`), and the number of this `visit`, greater than that of the one before.
+        Answers with `scheduler` (pid, start time), `limits` in force and `void`: the leases that are no longer counted
+        (their workers have been killed). A refusal is {"refused": why}.
         """
         if protocol != rendezvous.PROTOCOL:
             older = "scheduler" if protocol > rendezvous.PROTOCOL else "coordinator"
@@ -116,6 +122,7 @@ class ServedDesk:
             limits = Limits(**introduction["limits"])
             backlog = _backlog_from(introduction["backlog"])
             told = {str(user): _status_from(status) for user, status in introduction["told"].items()}
+            visit = int(introduction["visit"])
             client, bell = self._identify(session)
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
             return {"refused": f"the greeting of {session!r} makes no sense: {error}"}
@@ -126,11 +133,14 @@ class ServedDesk:
                 os.close(bell)
                 if known.dying:
                     return {"refused": f"session {session!r} is being ended"}
+                if visit <= known.visit:
+                    return {"refused": f"session {session!r} has greeted anew since"}
                 known.tray.clear()
             else:
                 known = self._sessions[session] = _Session(session, client, bell, limits)
                 self._book.begin_session(session)
             known.limits, known.backlog, known.statuses = limits, backlog, told
+            known.visit, known.greeted_in = visit, threading.get_ident()
             self._set_limits()
             void = self._take_up(session, held, wished, may_adopt=session in self._awaited)
             self._awaited.pop(session, None)
@@ -163,7 +173,9 @@ class ServedDesk:
         counts = _backlog_from(backlog)
         with self._lock:
             borrower = self._sessions.get(session)
-            if borrower is None or borrower.dying:
+            if borrower is None or borrower.dying or borrower.greeted_in != threading.get_ident():
+                # The last: a call that its coordinator has given up (time-out, Ctrl-C), to greet anew. What it was
+                # about has been told in that greeting, and nobody would hear of what it is granted.
                 return None
             for lease_id, cost in given:
                 self._book.give_back(session, lease_id, cost)

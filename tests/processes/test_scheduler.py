@@ -56,6 +56,7 @@ INTRODUCTION = {
     "limits": {"max_total_workers": 2, "max_workers_per_user": 2, "cpu_limit": 4, "memory_limit_bytes": 10**9},
     "backlog": {},
     "told": {},
+    "visit": 1,
 }
 
 
@@ -437,8 +438,8 @@ def test_garbage_on_the_wire_changes_nothing(data_dir: Path, opened: ExitStack) 
         proxy.call("exchange", session, [], [], [], {"ann": -1}, True)
     assert proxy.call("exchange", "1-2-3", [], [], [], {}, True) is None
     assert "refused" in proxy.call("greet", rendezvous.PROTOCOL, "1-2-3", INTRODUCTION)
-    for spoilt in ("asks", "leases", "limits", "backlog", "told"):
-        assert "refused" in proxy.call("greet", rendezvous.PROTOCOL, session, {**INTRODUCTION, spoilt: 7})
+    for spoilt in ("asks", "leases", "limits", "backlog", "told", "visit"):
+        assert "refused" in proxy.call("greet", rendezvous.PROTOCOL, session, {**INTRODUCTION, spoilt: None})
     assert replace(desk.statistics(), grants_per_second=0.0) == replace(before, grants_per_second=0.0)
 
 
@@ -470,3 +471,48 @@ def test_bulk_work_gives_way_to_the_load_of_others(data_dir: Path, opened: ExitS
     assert desk.exchange(asks=[an_ask("3")], returns=[Return(lease_id=held[0].lease_id, cost_seconds=1.0)]).grants == ()
     assert len(desk.exchange(asks=[an_ask("4", "eve", Lane.INTERACTIVE)]).grants) == 1
     assert len(desk.exchange(returns=[Return(lease_id=held[1].lease_id, cost_seconds=1.0)]).grants) == 1
+
+
+def test_what_is_asked_at_a_reconnection_is_granted_once(data_dir: Path, opened: ExitStack) -> None:
+    """The greeting tells the ask; told once more after it, it would be granted twice, and one of the two be lost."""
+    desk = a_desk(opened, data_dir)
+    desk._hang_up()
+    (grant,) = desk.exchange(asks=[an_ask("1")], patience_seconds=5.0).grants
+    assert desk.statistics().active_workers == 1
+    desk._hang_up()
+    desk.exchange(returns=[Return(lease_id=grant.lease_id, cost_seconds=0.1)])
+    assert desk.statistics().active_workers == 0
+
+
+def test_a_call_that_was_given_up_is_not_served_after_the_next_greeting(data_dir: Path, opened: ExitStack) -> None:
+    """A late exchange or greeting of a connection that its coordinator has left changes nothing."""
+    desk = a_desk(opened, data_dir)
+    left = desk._proxy
+    assert left is not None
+    desk._proxy = None
+    assert len(desk.exchange(asks=[an_ask("1")], patience_seconds=5.0).grants) == 1
+    session = desk._client_file.session
+    assert left.call("exchange", session, [("2", "ann", "bulk", "cpu", 1.0, 0, 1.0)], [], [], {}, True) is None
+    assert "has greeted anew" in left.call("greet", rendezvous.PROTOCOL, session, INTRODUCTION)["refused"]
+    left.close()
+    stats = desk.statistics()
+    assert (stats.active_workers, stats.waiting) == (1, {})
+
+
+def test_an_interrupted_call_leaves_no_answer_for_the_next(data_dir: Path, opened: ExitStack) -> None:
+    """Ctrl-C between question and answer: the next call is answered with its own, and what was granted is not lost."""
+    desk = a_desk(opened, data_dir)
+    proxy = desk._proxy
+    assert proxy is not None
+    receive = proxy._connection.recv
+
+    def interrupted() -> None:
+        proxy._connection.recv = receive
+        raise KeyboardInterrupt
+
+    proxy._connection.recv = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        desk.exchange(asks=[an_ask("1")])
+    assert desk.statistics().sessions == 1
+    assert len(desk.exchange(patience_seconds=5.0).grants) == 1
+    assert desk.statistics().active_workers == 1
