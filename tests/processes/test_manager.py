@@ -53,6 +53,7 @@ def settings_for(place: Path, **values: str) -> Settings:
         "MAX_TOTAL_WORKERS": "4",
         "MAX_WORKERS_PER_USER": "4",
         "NIGHTMILL_CPU_LIMIT": "4",
+        "NIGHTMILL_SCALING": "off",
     }
     return load_settings({**table, **values}, dotenv=None)
 
@@ -79,6 +80,7 @@ def environ_for(place: Path, **values: str) -> dict[str, str]:
         "MAX_TOTAL_WORKERS": "4",
         "MAX_WORKERS_PER_USER": "4",
         "NIGHTMILL_CPU_LIMIT": "4",
+        "NIGHTMILL_SCALING": "off",
         "PLACE": str(place),
     }
     return {**kept, **table, **values}
@@ -436,8 +438,8 @@ def test_the_children_of_a_killed_caller_die_before_its_tokens_return(place: Pat
         wait_for("never")
     process_parallel("ann", range(3), busy, 3, processes=True)
     """
-    with running(place, program, MAX_TOTAL_WORKERS="1") as caller:
-        pids = [int(word) for word in appears(place, "busy0").split()]
+    with running(place, program) as caller:
+        pids = [int(word) for n in range(3) for word in appears(place, f"busy{n}").split()]
         born = [(pid, start_time(pid)) for pid in pids]
         assert manager.acquire_worker("bob", timeout=0) is False
         caller.kill()
@@ -518,8 +520,7 @@ def test_an_interruption_ends_the_processes(place: Path) -> None:
         wait_for("end")
     """
     with running(place, program) as caller:
-        # The second only where the machine's load lets two be.
-        pids = [int(appears(place, "began0"))]
+        pids = [int(appears(place, f"began{n}")) for n in range(2)]
         born = [(pid, start_time(pid)) for pid in pids]
         caller.send_signal(signal.SIGINT)
         assert caller.stdout is not None
