@@ -14,7 +14,6 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import dill
@@ -30,7 +29,6 @@ def main(pipe_fd: int, parent: int) -> None:
     """Serve until the caller closes the pipe or dies."""
     die_with_parent(parent)
     pipe = socket.socket(fileno=pipe_fd)
-    sys.modules["__main__"] = ModuleType("__main__")
     opening = _receive(pipe)
     if opening is None:
         return

@@ -302,6 +302,35 @@ def test_those_who_wait_live_through_a_killed_scheduler(place: Path, manager: Th
     assert manager.get_stats()["user_workers"] == {"ann": 2, "bob": 1}
 
 
+def test_a_grant_that_comes_as_the_wait_ends_goes_back(place: Path) -> None:
+    """Another thread has heard of the grant, and before it hands it over the waiter gives up: no token is lost."""
+    with get_thread_pool_manager(settings_for(place, MAX_TOTAL_WORKERS="1")) as manager:
+        lender = manager._lender
+        assert lender is not None
+        exchange, gone = lender.desk.exchange, threading.Event()
+
+        def slow_exchange(**what: Any) -> Any:
+            answer = exchange(**what)
+            if what.get("returns") and answer.grants:
+                assert gone.wait(60)
+            return answer
+
+        manager.acquire_worker("ann")
+        outcomes: list[bool] = []
+
+        def wait() -> None:
+            outcomes.append(manager.acquire_worker("bob", timeout=1.0))
+            gone.set()
+
+        waiter = in_thread(wait)
+        wait_until(lambda: manager.get_stats()["waiting"] == {"bob": 1}, "bob to wait")
+        lender.desk.exchange = slow_exchange  # type: ignore[method-assign]
+        manager.release_worker("ann")
+        waiter.join(60)
+        assert outcomes == [False]
+        assert manager.get_stats()["active_workers"] == 0
+
+
 # --- the process's manager ---
 
 
