@@ -119,7 +119,8 @@ class SchedulerServer(Server):  # type: ignore[misc]
     def accept_connection(self, connection: Connection, name: str) -> None:
         """The caller has the key: from here on it may be silent as long as it likes."""
         self._know()
-        super().accept_connection(connection, name)
+        with rendezvous.Wire(os.dup(connection.fileno())) as wire:
+            super().accept_connection(wire, name)
 
     def _know(self) -> None:
         """The caller of this thread is no stranger any more."""
