@@ -1,10 +1,10 @@
 """A real scheduler process and real desks: calls and leases by the second, memory and CPU of the scheduler.
 
-    idle       one coordinator is connected, and nobody asks
-    single     acquire, then release: two calls through the socket; and both in one
-    batched    one coordinator gives back all it holds and asks for as many, in one call
-    clients    1 and 8 processes at the same time
-    loaded     10,000 users with three asks each stand at the desk, from ten sessions
+idle       one coordinator is connected, and nobody asks
+single     acquire, then release: two calls through the socket; and both in one
+batched    one coordinator gives back all it holds and asks for as many, in one call
+clients    1 and 8 processes at the same time
+loaded     10,000 users with three asks each stand at the desk, from ten sessions
 """
 
 from __future__ import annotations

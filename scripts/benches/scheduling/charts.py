@@ -135,9 +135,7 @@ class _Scale:
 
 def _line(x1: float, y1: float, x2: float, y2: float, *, opacity: float = 1.0, dashed: bool = False) -> str:
     dash = ' stroke-dasharray="6 4"' if dashed else ""
-    return (
-        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{GREY}" opacity="{opacity}"{dash}/>'
-    )
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{GREY}" opacity="{opacity}"{dash}/>'
 
 
 def _text(

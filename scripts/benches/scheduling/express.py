@@ -43,9 +43,7 @@ def measure(quick: bool) -> Part:
         ("class_reserve", "the same, 2 of 3 tokens out to bulk", Ceilings(total=3, cores=16)),
     ):
         taken = _at_once(ceilings, asks, rounds, words, broken)
-        figures.append(
-            Figure(name=f"{name}_calls", value=taken[1], unit="calls", words=f"{words}: calls", at_most=1.0)
-        )
+        figures.append(Figure(name=f"{name}_calls", value=taken[1], unit="calls", words=f"{words}: calls", at_most=1.0))
         figures.append(Figure(name=f"{name}_p50_ms", value=taken[0], unit="ms", words="    time until its lease, p50"))
     for total in (2, 1):
         late = _when_one_ends(Ceilings(total=total, cores=16), asks, rounds, broken)
@@ -113,9 +111,7 @@ class Bulk:
             self.take(grants)
 
 
-def _at_once(
-    ceilings: Ceilings, asks: int, rounds: int, words: str, broken: list[str]
-) -> tuple[float, float]:
+def _at_once(ceilings: Ceilings, asks: int, rounds: int, words: str, broken: list[str]) -> tuple[float, float]:
     """(milliseconds until the first lease, p50; the most calls that it took)."""
     times, most = [], 0
     with scheduler_place() as place, ExitStack() as stack:

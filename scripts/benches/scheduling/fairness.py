@@ -81,9 +81,7 @@ class LagWatch:
 
     def _judge(self, user: int) -> None:
         lags = self._highest[user] + self._highest[:, user]
-        bounds = (self._depth + 1) * (
-            self._largest[user] / self._weights[user] + self._largest / self._weights
-        )
+        bounds = (self._depth + 1) * (self._largest[user] / self._weights[user] + self._largest / self._weights)
         valid = self._in & (bounds > 0)
         valid[user] = False
         if not valid.any():

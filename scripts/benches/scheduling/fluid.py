@@ -37,9 +37,7 @@ def shares(weights: Mapping[str, float], cores: float, cap: float) -> dict[str, 
     return given
 
 
-def finishing_times(
-    loads: Mapping[str, Load], cores: Sequence[tuple[float, float]], cap: float
-) -> dict[str, float]:
+def finishing_times(loads: Mapping[str, Load], cores: Sequence[tuple[float, float]], cap: float) -> dict[str, float]:
     """When each user's work is done. cores: (from when on, how many) in order of time, the first from 0.0 on."""
     left = {user: load.work_seconds for user, load in loads.items()}
     ends: dict[str, float] = {}

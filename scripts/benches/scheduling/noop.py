@@ -79,7 +79,9 @@ def measure(quick: bool) -> Part:
                     words=f"    {process}",
                 )
             )
-        figures.append(Figure(name=f"{name}_wall_ms", value=1000 * spent.wall / items, unit="ms", words="    wall time"))
+        figures.append(
+            Figure(name=f"{name}_wall_ms", value=1000 * spent.wall / items, unit="ms", words="    wall time")
+        )
     return Part(figures=tuple(figures), broken=tuple(broken), checked=2 * items)
 
 
@@ -99,9 +101,7 @@ def _run(items: int, broken: list[str], *, supervisor: Callable[..., Supervisor]
                 ledger.add_user(UserId(home.name), [f"folder:{home}"])
         coordinator.Supervisor = supervisor  # type: ignore[assignment, misc]
         before, children, began = time.process_time(), _children_seconds(), time.monotonic()
-        report = run(
-            settings, None, kind="init", lane=Lane.BULK, orders=Orders(), reporter=SilentReporter()
-        )
+        report = run(settings, None, kind="init", lane=Lane.BULK, orders=Orders(), reporter=SilentReporter())
         spent = _Spent(
             coordinator=time.process_time() - before,
             workers=_children_seconds() - children,

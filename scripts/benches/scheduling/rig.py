@@ -66,9 +66,7 @@ def cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def an_ask(
-    name: str, user: str, *, lane: Lane = Lane.BULK, cost_seconds: float = 1.0, weight: float = 1.0
-) -> Ask:
+def an_ask(name: str, user: str, *, lane: Lane = Lane.BULK, cost_seconds: float = 1.0, weight: float = 1.0) -> Ask:
     """A wish for a CPU token."""
     return Ask(
         ask_id=name,

@@ -7,9 +7,9 @@ led to, is a grant decision. Its target is for one core that it has to itself, s
 kernel counts for the thread; the clock on the wall, which also counts whoever takes the core away, stands beside it.
 The watch on limits counts by itself and asks the book nothing.
 
-Item counts are skewed (Zipf), costs are log-normal, estimates wrong by a factor of up to four either way, weights from a
-half to four; one user in thirty waits for a provider instead of a core, one unit in two hundred of some users needs more
-than half of the memory; interactive users arrive all along. Everything but the clock follows from the seed.
+Item counts are skewed (Zipf), costs are log-normal, estimates wrong by a factor of up to four either way, weights
+from a half to four; one user in thirty waits for a provider instead of a core, one unit in two hundred of some users
+needs more than half of the memory; interactive users arrive all along. Everything but the clock follows from the seed.
 """
 
 from __future__ import annotations
@@ -92,8 +92,12 @@ def _figures(run: dict[str, Any]) -> list[Figure]:
         Figure(name="grant_p50_us", value=run["p50_us"], unit="µs", words="grant decision, p50"),
         Figure(name="grant_p99_us", value=run["p99_us"], unit="µs", words="grant decision, p99", at_most=150.0),
         Figure(name="grant_max_us", value=run["max_us"], unit="µs", words="grant decision, worst of all"),
-        Figure(name="grant_wall_p50_us", value=run["wall_p50_us"], unit="µs", words="    by the clock on the wall, p50"),
-        Figure(name="grant_wall_p99_us", value=run["wall_p99_us"], unit="µs", words="    by the clock on the wall, p99"),
+        Figure(
+            name="grant_wall_p50_us", value=run["wall_p50_us"], unit="µs", words="    by the clock on the wall, p50"
+        ),
+        Figure(
+            name="grant_wall_p99_us", value=run["wall_p99_us"], unit="µs", words="    by the clock on the wall, p99"
+        ),
         Figure(name="waits_p50_us", value=run["waits_us"], unit="µs", words="why a session's users wait, p50"),
         Figure(name="book_mb", value=run["book_mb"], unit="MB", words="memory of the book at its peak", at_most=100.0),
         Figure(
@@ -106,7 +110,9 @@ def _figures(run: dict[str, Any]) -> list[Figure]:
         Figure(name="jain_least", value=run["jain_least"], unit="", words="Jain index, the least of all windows"),
         Figure(name="jain_median", value=run["jain_median"], unit="", words="Jain index, median of windows"),
         Figure(name="busy_percent", value=run["busy_percent"], unit="%", words="cores busy while units wait"),
-        Figure(name="seconds", value=run["seconds"], unit="s", words=f"the whole simulation of {run['leases']:,} units"),
+        Figure(
+            name="seconds", value=run["seconds"], unit="s", words=f"the whole simulation of {run['leases']:,} units"
+        ),
     ]
 
 
@@ -359,7 +365,7 @@ class Simulation:
 
 
 #: Percents of the decisions for the drawing, closer and closer to all of them.
-_SHARES = [100 * (1 - 10 ** (-step / 20)) for step in range(0, 101)]
+_SHARES = [100 * (1 - 10 ** (-step / 20)) for step in range(101)]
 
 
 class LimitWatch:
