@@ -54,8 +54,8 @@ def draw_all(parts: Mapping[str, Part], folder: Path) -> list[Path]:
             "jain",
             "Jain index of what backlogged users were given",
             Axis(words="share of the simulated time", least=0.0, most=1.0),
-            Axis(words="index", least=0.5, most=1.02),
-            (None, 1.0, "equal"),
+            Axis(words="index", least=0.8, most=1.02),
+            (None, 1.0, ""),
         ),
     ):
         lines = {key.partition(", ")[2]: points for key, points in found.items() if key.startswith(f"{name}, ")}

@@ -29,6 +29,8 @@ STANDING = 2000
 UNIT_SECONDS = (0.23, 0.11, 0.17)
 #: One more than the desk makes a caller wait at most: whoever waits is told within it.
 PATIENCE_SECONDS = 0.05
+#: Many times the longest unit: then nobody will ever be served.
+TOO_LATE_SECONDS = 10.0
 #: How often a coordinator of which no unit ends looks what it was granted meanwhile.
 LOOK_SECONDS = 0.01
 
@@ -151,8 +153,11 @@ def _when_one_ends(ceilings: Ceilings, asks: int, rounds: int, broken: list[str]
                     time.sleep(LOOK_SECONDS)
                 grants = ann.exchange(asks=[an_ask(f"{number}", "ann", lane=Lane.INTERACTIVE)]).grants
                 stands = time.monotonic()
-                while not grants:
+                while not grants and time.monotonic() < stands + TOO_LATE_SECONDS:
                     grants = ann.exchange(patience_seconds=PATIENCE_SECONDS).grants
+                if not grants:
+                    broken.append(f"{ceilings.total} tokens: who waits had nothing after {TOO_LATE_SECONDS:.0f} s")
+                    return [1000 * TOO_LATE_SECONDS]
                 waited.append((stands, time.monotonic()))
                 if ann.statistics().active_workers > ceilings.total:
                     broken.append(f"more than {ceilings.total} leases are out")

@@ -9,7 +9,8 @@ The watch on limits counts by itself and asks the book nothing.
 
 Item counts are skewed (Zipf), costs are log-normal, estimates wrong by a factor of up to four either way, weights
 from a half to four; one user in thirty waits for a provider instead of a core, one unit in two hundred of some users
-needs more than half of the memory; interactive users arrive all along. Everything but the clock follows from the seed.
+needs more than half of the memory; interactive users arrive all along, and one bulk user in ten comes later than the
+others. Everything but the clock follows from the seed.
 """
 
 from __future__ import annotations
@@ -134,6 +135,7 @@ class Simulation:
         self.interactive = {user for user in range(count) if user % 50 == 49}
         self.of_provider = {user for user in range(count) if user % 30 == 29} - self.interactive
         self.of_large = {user for user in range(count) if user % 7 == 3} - self.interactive - self.of_provider
+        self.late = {user for user in range(count) if user % 10 == 7} - self.interactive
         self.left = _zipf(count, world.items, self.interactive, luck)
         self.weights = [luck.choice(WEIGHTS) for _ in range(count)]
         self.names = [UserId(f"user{user:05}") for user in range(count)]
@@ -179,14 +181,16 @@ class Simulation:
         """Everything, and what was found."""
         began = time.perf_counter()
         expected = sum(self.left) * MEAN_SECONDS / self.world.cores
-        self.arrivals = sorted((self._luck.uniform(0, 0.8 * expected), user) for user in self.interactive)
+        self.arrivals = [(self._luck.uniform(0, 0.8 * expected), user) for user in sorted(self.interactive)]
+        self.arrivals += [(self._luck.uniform(0, 0.5 * expected), user) for user in sorted(self.late)]
+        heapq.heapify(self.arrivals)
         gc.collect()
         before = _rss_bytes()
         self.book = Book(self.limits, epoch="simulated")
         for session in self.sessions:
             self.book.begin_session(session)
         for user in range(self.world.users):
-            if user not in self.interactive:
+            if user not in self.interactive | self.late:
                 self._arrive(user)
         self._take(self.book.grants())
         _reset_peak()
@@ -198,12 +202,12 @@ class Simulation:
     # --- events ---
 
     def _step(self) -> None:
-        """One unit ends (or an interactive user arrives), and one exchange is made."""
-        session, lease_id, cost = "", LeaseId(""), 0.0
+        """One unit ends (or a user arrives), and one exchange is made."""
+        session, lease_id, cost, came = "", LeaseId(""), 0.0, None
         if self.arrivals and (not self.running or self.arrivals[0][0] <= self.running[0][0]):
             self._pass(max(self.now, self.arrivals[0][0]))
-            user = heapq.heappop(self.arrivals)[1]
-            self._owe(user, self.world.heads)
+            came = heapq.heappop(self.arrivals)[1]
+            self._owe(came, self.world.heads)
         elif self.running:
             until, unit, lease_id = heapq.heappop(self.running)
             self._pass(until)
@@ -222,6 +226,8 @@ class Simulation:
         self.core_ns[self.decisions] = core // max(1, len(granted))
         self.wall_ns[self.decisions] = wall // max(1, len(granted))
         self.decisions += 1
+        if came is not None:
+            self._place(came)
         self._take(granted)
 
     def _pass(self, until: float) -> None:
