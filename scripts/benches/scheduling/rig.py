@@ -47,6 +47,8 @@ def desk_at(place: Path, ceilings: Ceilings) -> Desk:
         max_workers_per_user=ceilings.per_user,
         cpu_limit=ceilings.cores,
         memory_limit_bytes=64 * GIB,
+        # Other programs on this machine must not change what is measured.
+        scaling=False,
     )
 
 
