@@ -1,0 +1,1 @@
+"""The parts of `scripts/bench scheduler`, a module each with one function `measure(quick) -> Part`."""
