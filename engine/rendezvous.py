@@ -272,12 +272,16 @@ def client_is_alive(path: Path) -> bool:
 
 
 class Wire(Connection):  # type: ignore[misc]
-    """A connection that writes with the pickle of C. The one of multiprocess is dill's, in Python: a hundred times
-    slower, for functions and classes that never come over this wire."""
+    """A connection that reads and writes with the pickle of C. The one of multiprocess is dill's, in Python: a hundred
+    times slower, for functions and classes that never come over this wire."""
 
     def send(self, message: object) -> None:
         """Send a message of plain values."""
         self.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+
+    def recv(self) -> Any:
+        """The next message. Whoever is at the other end has proved that it has the key."""
+        return pickle.loads(self.recv_bytes())  # noqa: S301
 
 
 class DeskProxy(BaseProxy):  # type: ignore[misc]

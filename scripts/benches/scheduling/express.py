@@ -67,10 +67,11 @@ def measure(quick: bool) -> Part:
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """One call in which bulk units were given back: when it began and was answered, and how many units it led to."""
+    """One call in which bulk units were given back: when it began and was answered, how many, and how many it led to."""
 
     began: float
     answered: float
+    returned: int
     granted: int
 
 
@@ -109,7 +110,7 @@ class Bulk:
             began = time.monotonic()
             grants = self.desk.exchange(returns=returns).grants
             if returns:
-                self.calls.append(Called(began, time.monotonic(), len(grants)))
+                self.calls.append(Called(began, time.monotonic(), len(returns), len(grants)))
             self.take(grants)
 
 
@@ -173,7 +174,8 @@ def _when_one_ends(ceilings: Ceilings, asks: int, rounds: int, broken: list[str]
             late.append(0.0)
             continue
         late.append(1000 * (granted - first.began))
-        # A call that was under way when the ask came may have been served before it.
-        if first.began >= stands and first.granted:
+        # A call that was under way when the ask came may have been served before it. Of two units that end at once,
+        # one token is for who waits and the other for bulk.
+        if first.began >= stands and first.granted >= first.returned:
             broken.append(f"{ceilings.total} tokens: {first.granted} bulk units were begun while somebody waited")
     return sorted(late)
