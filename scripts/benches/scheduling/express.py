@@ -67,7 +67,7 @@ def measure(quick: bool) -> Part:
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """One call in which bulk units were given back: when it began and was answered, how many, and how many it led to."""
+    """One call that gave bulk units back: when it began and was answered, how many they were, and how many it began."""
 
     began: float
     answered: float
