@@ -25,6 +25,7 @@ from engine.errors import CannotRunError, NightmillError, SettingsError, UsageEr
 from engine.ledger import SqlLedger, open_ledger
 from engine.model import Lane, UserId
 from engine.plan import make_plan
+from engine.policy.turns import Rules
 from engine.ports import StageFailed
 from engine.settings import LEDGER_FILE, Settings
 from engine.survey import Orders
@@ -93,11 +94,13 @@ def run(
     orders: Orders,
     reporter: Reporter,
     until: float | None = None,
+    turns: Rules | None = None,
 ) -> RunReport:
     """Bring the given users (None: all) up to date, and say how it went.
 
-    until: seconds since the epoch after which nothing new is begun. Raises UsageError (unknown user) and
-    CannotRunError (data directory, scheduler, disk). SIGINT and SIGTERM end it, resumable, with code 130.
+    until: seconds since the epoch after which nothing new is begun. turns: how users take turns, if not as usual.
+    Raises UsageError (unknown user) and CannotRunError (data directory, scheduler, disk). SIGINT and SIGTERM end it,
+    resumable, with code 130.
     """
     clock = SystemClock()
     require_languages(settings)
@@ -125,6 +128,7 @@ def run(
             run=number,
             lane=lane,
             orders=orders,
+            turns=turns or Rules(),
             until=until,
             ledger=ledger,
             open_ledger=lambda: open_own_ledger(settings),
