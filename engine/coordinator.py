@@ -21,7 +21,7 @@ import os
 import queue
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ from indexes.writer import Writer, open_writer
 _log = logging.getLogger(__name__)
 
 #: The longest the loop waits before it looks at clocks again; news end the wait at once.
-TURN_SECONDS = 0.05
+WAIT_SECONDS = 0.05
 #: Workers of bulk runs: a tenth of the processor's time where others want it too, all of it otherwise.
 BULK_NICENESS = 10
 #: Copies of files at once: a disk or a network folder may be slow.
@@ -72,6 +72,8 @@ FETCH_THREADS = 4
 #: How often free disk space is looked at, progress said, and open users looked at of whom nothing was heard (they may
 #: have something to publish).
 DISK_SECONDS, PROGRESS_SECONDS, SWEEP_SECONDS = 5.0, 0.2, 0.5
+#: How often the desk is asked why users wait; its bell says when they wait no longer.
+EXPLAIN_SECONDS = 0.5
 #: Removals are names only; all of them are taken up at once.
 _ALL = 10**9
 #: A worker of any stage, at rest: what idle ones may take of a small server.
@@ -196,6 +198,7 @@ class Coordinator:
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
         self._supervisor.watch(self._wake_out, self._drain_wake)
+        self._supervisor.watch(desk.bell_fd, self._hear_bell)
         self._threads = FetchThreads(FETCH_THREADS)
         self._copied: queue.SimpleQueue[tuple[_Going, list[Fetched | Failure] | BaseException]] = queue.SimpleQueue()
         self._surveyor: Surveyor | None = None
@@ -224,7 +227,8 @@ class Coordinator:
         self._users = 0
         self._interrupted = False
         self._draining: tuple[int, str] | None = None
-        self._looked_at_disk = self._said = self._swept = 0.0
+        self._looked_at_disk = self._said = self._swept = self._explained = 0.0
+        self._rung = False
         self._asks = 0
 
     # --- from outside ---
@@ -240,7 +244,7 @@ class Coordinator:
         self._unheard = self._users = len(users)
         self._surveyor = Surveyor(self, users)
         self._surveyor.start()
-        while self._turn():
+        while self._go_around():
             pass
         self._say_progress(last=True)
         counts = _sum(self._ledger.counts_by_user(), users)
@@ -278,7 +282,7 @@ class Coordinator:
 
     # --- the loop ---
 
-    def _turn(self) -> bool:
+    def _go_around(self) -> bool:
         """Once around: hear of users, open and rest them, ask, begin, hear, publish. False: nothing more to do."""
         if self._interrupted:
             self._draining = self._draining or (EXIT_INTERRUPTED, "interrupted; run again to go on where it stopped")
@@ -288,9 +292,8 @@ class Coordinator:
         self._hear_of_users()
         self._change_turns()
         self._talk_to_desk()
-        busy = bool(self._going)
-        # With nothing running the wait for a token has been at the desk already.
-        self._hear(0.0 if self._to_look or (self._askers and not busy) else TURN_SECONDS)
+        # The desk's bell ends the wait too.
+        self._hear(0.0 if self._to_look else WAIT_SECONDS)
         self._look_after_users()
         self._say_progress()
         if self._draining is not None and not self._going:
@@ -568,15 +571,21 @@ class Coordinator:
                 self._take_back(opened)
         asks = list(self._new_asks()) if self._draining is None else []
         withdraw, self._withdrawn = self._withdrawn, []
-        if not (asks or withdraw or self._askers or self._returns):
-            return
         returns, self._returns = self._returns, []
-        patience = TURN_SECONDS if self._askers and not self._going else 0.0
-        answer = self._desk.exchange(asks=asks, returns=returns, withdraw=withdraw, patience_seconds=patience)
-        waits = answer.waits or {}
-        if waits != self._waits:
-            _log.debug("waiting: %s", dict(waits))
-        self._waits = waits
+        now = self._clock.monotonic()
+        explain = bool(self._askers) and now - self._explained >= EXPLAIN_SECONDS
+        if not (asks or withdraw or returns or self._rung or explain):
+            return
+        self._rung = False
+        answer = self._desk.exchange(asks=asks, returns=returns, withdraw=withdraw, explain=explain)
+        if explain:
+            self._explained = now
+        if not self._askers:
+            self._waits = {}
+        elif answer.waits is not None:
+            if answer.waits != self._waits:
+                _log.debug("waiting: %s", dict(answer.waits))
+            self._waits = answer.waits
         for grant in answer.grants:
             owner = self._askers.pop(grant.ask_id, None)
             if owner is None:
@@ -589,9 +598,6 @@ class Coordinator:
         most = min(self._desk.limits.max_workers_per_user, self._desk.limits.cpu_limit + 1)
         to_ask, self._to_ask = self._to_ask, {}
         for opened in to_ask.values():
-            if self._open.get(opened.user) is opened:
-                # It may be that nothing is left.
-                self._to_look[opened.user] = opened
             while opened.user not in self._resting and len(opened.asked) + opened.running < most:
                 unit = None
                 with self._on_behalf_of(opened):
@@ -611,6 +617,9 @@ class Coordinator:
                     memory_bytes=unit.memory_bytes,
                     weight=opened.known.weight,
                 )
+            if not opened.asked and not opened.running and self._open.get(opened.user) is opened:
+                # It may be that nothing is left.
+                self._to_look[opened.user] = opened
 
     def _begin(self, owner: _Open, unit: Unit, lease: LeaseId) -> None:
         worker = self._supervisor.find_idle(unit.stage) or self._start_worker(unit.stage)
@@ -665,13 +674,20 @@ class Coordinator:
     # --- news ---
 
     def _hear(self, timeout_seconds: float) -> None:
+        by_owner: dict[_Open, list[tuple[_Going, Report]]] = {}
         for report in self._supervisor.poll(timeout_seconds):
-            self._take(report)
+            going = self._going.get((report.worker.number, report.unit))
+            if going is not None:
+                by_owner.setdefault(going.owner, []).append((going, report))
+        for owner, heard in by_owner.items():
+            self._take_all(owner, heard)
         # Only now: what a liar said before has all been taken in, and what is left of its unit is untouched.
         lies, self._lies = self._lies, []
         for worker, lie in lies:
             for report in self._supervisor.kill(worker, lie):
-                self._take(report)
+                going = self._going.get((report.worker.number, report.unit))
+                if going is not None:
+                    self._take_all(going.owner, [(going, report)])
         while True:
             try:
                 going, copies = self._copied.get_nowait()
@@ -684,11 +700,13 @@ class Coordinator:
                     raise copies
                 self._assign(going, copies)
 
-    def _take(self, report: Report) -> None:
-        going = self._going.get((report.worker.number, report.unit))
-        if going is not None:
-            self._stir(going.owner)
-            with self._on_behalf_of(going.owner):
+    def _take_all(self, owner: _Open, heard: Sequence[tuple[_Going, Report]]) -> None:
+        """Take in what was heard at once of a user: one transaction of its index, whose price is that of many rows."""
+        self._stir(owner)
+        # A FAISS file is taken in by a transaction of its own; nothing else of the user runs then.
+        at_once = any(going.unit.stage is not Stage.INDEX for going, _ in heard)
+        with self._on_behalf_of(owner), owner.writer.batch() if at_once else nullcontext():
+            for going, report in heard:
                 self._take_for(going, report)
 
     def _take_for(self, going: _Going, report: Report) -> None:
@@ -756,6 +774,9 @@ class Coordinator:
         if self._returns:
             returns, self._returns = self._returns, []
             self._desk.exchange(returns=returns)
+
+    def _hear_bell(self) -> None:
+        self._rung = True
 
     # --- how ---
 

@@ -25,7 +25,7 @@ from engine.errors import CannotRunError, NightmillError, SettingsError, UsageEr
 from engine.ledger import SqlLedger, open_ledger
 from engine.model import Lane, UserId
 from engine.plan import make_plan
-from engine.policy.turns import Rules
+from engine.policy.turns import Rules, rules_for
 from engine.ports import StageFailed
 from engine.settings import LEDGER_FILE, Settings
 from engine.survey import Orders
@@ -128,7 +128,7 @@ def run(
             run=number,
             lane=lane,
             orders=orders,
-            turns=turns or Rules(),
+            turns=turns or _turns_at(desk),
             until=until,
             ledger=ledger,
             open_ledger=lambda: open_own_ledger(settings),
@@ -149,6 +149,12 @@ def run(
         # Without the troubles: they name people's folders, and outlive the people here.
         ledger.end_run(number, report.exit_code, {**report.to_json(), "troubles": len(report.troubles)})
         return report
+
+
+def _turns_at(desk: Desk) -> Rules:
+    limits = desk.limits
+    workers = min(limits.max_total_workers, limits.cpu_limit + 1)
+    return rules_for(workers=workers, workers_per_user=limits.max_workers_per_user)
 
 
 @contextmanager

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 
 from engine.model import UserId
 
-#: Users whose indexes are open at once. Enough that somebody always takes a free core, and that most users of a night,
-#: who have little to do, never meet a line. Each holds 4 descriptors, and measured 2 MB with a small index and
-#: 9 MB with a large one (the database's cache is 8 MB): 300 MB at the very worst, 130 descriptors of 1,024.
+#: Users whose indexes are open at once. Enough for every worker of the widest preset (40, 2 for a user), with users to
+#: spare that have just then nothing to begin, and most users of a night, who have little to do, never meet a line. Each
+#: holds 4 descriptors of, often, 1,024, and 0.6 MB with a small index, 2 to 3 MB with one of 86 MB (measured); the
+#: database's cache ends at 8 MB, so that the very worst is some 300 MB.
 MOST_OPEN = 32
-#: CPU seconds after which a user of weight 1 makes room for one that waits. To close an index and open it again takes
-#: some 20 ms, a thousandth of it; most of the users who have anything new are through within a single turn.
+#: CPU seconds after which a user of weight 1 makes room for one that waits. To close a large index and open it again
+#: takes 16 ms (measured), a thousandth of it, and most of the users who have anything new are through within one turn.
 TURN_CPU_SECONDS = 20.0
 
 
@@ -32,6 +33,11 @@ class Rules:
 
     places: int = MOST_OPEN
     slice_seconds: float = TURN_CPU_SECONDS
+
+
+def rules_for(*, workers: int, workers_per_user: int) -> Rules:
+    """Places for as many users as it takes to keep so many workers busy, and not fewer than usual."""
+    return Rules(places=max(MOST_OPEN, -(-workers // workers_per_user)))
 
 
 @dataclass(slots=True)

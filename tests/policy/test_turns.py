@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine.model import UserId
-from engine.policy.turns import Backlog, Rules, Turns
+from engine.policy.turns import MOST_OPEN, Backlog, Rules, Turns, rules_for
 
 SLICE = 20.0
 places = st.integers(1, 4)
@@ -186,6 +186,14 @@ def test_a_slice_of_nothing_still_lets_everybody_do_something() -> None:
     assert not turns.resting()
     turns.charge(UserId("a"), 0.001)
     assert list(turns.resting()) == ["a"]
+
+
+@given(st.integers(1, 500), st.integers(1, 50))
+def test_there_are_users_for_all_workers(workers: int, per_user: int) -> None:
+    """However few workers one user may have, the open ones together can keep all of them busy."""
+    places = rules_for(workers=workers, workers_per_user=per_user).places
+    assert places * per_user >= workers
+    assert places >= MOST_OPEN
 
 
 def test_nobody_stands_in_line_twice() -> None:
