@@ -220,6 +220,8 @@ class Coordinator:
         self._lies: list[tuple[Worker, Failure]] = []
         self._work = Work()
         self._users_done = 0
+        #: Of the users that are done, as they were then.
+        self._after: dict[UserId, Counts] = {}
         self._before: Counter[str] = Counter()
         self._troubles: list[str] = []
         self._held = 0
@@ -247,7 +249,9 @@ class Coordinator:
         while self._go_around():
             pass
         self._say_progress(last=True)
-        counts = _sum(self._ledger.counts_by_user(), users)
+        by_user = self._ledger.counts_by_user()
+        # What others have found since we were done with a user is not of this run.
+        counts = _sum({user: self._after.get(user, counts) for user, counts in by_user.items()}, users)
         return RunReport(
             exit_code=self._exit_code(counts),
             seconds=self._clock.monotonic() - began,
@@ -405,7 +409,9 @@ class Coordinator:
 
     def _note_survey(self, surveyed: Surveyed) -> None:
         self._note_counts(surveyed.user.name, surveyed.counts, Counts())
-        self._users_done += not surveyed.to_do
+        if not surveyed.to_do:
+            self._after[surveyed.user.name] = surveyed.counts
+            self._users_done += 1
         self._held += surveyed.held
         for trouble in surveyed.troubles:
             self._note_trouble(surveyed.user.name, trouble)
@@ -535,7 +541,8 @@ class Coordinator:
     def _finish_user(self, opened: _Open) -> None:
         opened.pipeline.flush()
         opened.writer.tidy(model=self._plan.model)
-        if not self._ledger.counts(opened.user).attachments_pending:
+        counts = self._after[opened.user] = self._ledger.counts(opened.user)
+        if not counts.attachments_pending:
             opened.parts.clear()
         # Under the lock, so that the stamp is of what we leave behind.
         opened.writer.close()

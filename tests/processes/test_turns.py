@@ -21,7 +21,8 @@ from engine.reasons import Reason
 from engine.run import open_own_ledger, run
 from engine.settings import DEBUG_FILES, Settings, load_settings
 from engine.survey import Orders
-from engine.telemetry import Event, Progressed, SilentReporter, UserBegan
+from engine.telemetry import Event, ItemSettled, Progressed, SilentReporter, UserBegan
+from indexes.lock import is_locked
 from tests import files
 from tests.mill import Mill, contents_of, wait_until
 
@@ -227,3 +228,29 @@ def test_a_user_in_line_is_free_for_others(place: Path) -> None:
     assert mill.ledger(f"{kinds} WHERE i.path LIKE '%.txt'") == [("reindex",)]
     last = listener.last()
     assert (last.indexed, last.pending, last.users_done) == (6, 0, 2)
+
+
+def test_what_happens_to_an_index_while_its_user_rests_is_noticed(place: Path) -> None:
+    """An index that is lost between two turns is made again, although the ledger calls its items indexed."""
+    settings = settings_in(place / "var", NIGHTMILL_EMBEDDER="none")
+    for user in USERS[:2]:
+        add(settings, user, texts(place / user, 40, "ruffs"))
+    folder = settings.data_dir / "indexes" / USERS[0]
+
+    class Vandal(Listener):
+        """Removes the first user's index when the second has its turn, and something of both is published."""
+
+        gone = 0
+
+        def say(self, event: Event) -> None:
+            super().say(event)
+            if isinstance(event, ItemSettled) and event.user == USERS[1] and not self.gone:
+                assert not is_locked(folder)
+                self.gone = len(contents_of(folder))
+                for file in folder.glob("index.db*"):
+                    file.unlink()
+
+    vandal = Vandal()
+    assert go(settings, Rules(places=1, slice_seconds=0.0), listener=vandal).exit_code == 0
+    assert 0 < vandal.gone < 40
+    assert {row[3] for row in contents_of(folder)} == {f"{number}.txt" for number in range(40)}
