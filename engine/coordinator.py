@@ -5,6 +5,10 @@
                                     v
                                   desk
 
+    a user with work:  in line (not locked) --opened--> a turn --> done
+                          ^                               |
+                          +--- rests, for others wait ----+          who goes when: policy/turns.py
+
 Rule: one loop, which never waits for anything but news. What is shut down is shut down in `Coordinator.close`, in an
 order that leaves nothing behind whoever kills us in between: workers first, then leases, then locks.
 """
@@ -17,8 +21,8 @@ import os
 import queue
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,30 +45,37 @@ from engine.model import (
 )
 from engine.model import ItemKey as ListedKey
 from engine.parts import PartStore
-from engine.pipeline import UserPipeline
+from engine.pipeline import Kept, UserPipeline
 from engine.plan import Plan
-from engine.ports import Ask, Clock, Ledger, Return
+from engine.policy.turns import Backlog, Rules, Turns
+from engine.ports import Ask, Clock, Ledger, Return, Source
 from engine.reasons import Reason
-from engine.settings import DEBUG_FILES, Settings
-from engine.survey import Orders, Surveyed, Surveyor, Trouble, try_survey
+from engine.settings import DEBUG_FILES, INDEXES_FOLDER, Settings
+from engine.sources.uri import open_source
+from engine.survey import Freed, Orders, Removed, Surveyed, Surveyor, Trouble, make_pending, try_survey
 from engine.telemetry import Notice, Progressed, Reporter, UserBegan, WorkerDied
 from engine.way import Cost, Unit, Work
 from engine.workers.supervisor import Bounds, Ended, Finished, Lost, Report, Supervisor, Worker
-from indexes import paths
-from indexes.errors import IndexFault
+from indexes import lock, paths
+from indexes.errors import IndexBusy, IndexFault
 from indexes.records import ItemKey, Published
 from indexes.writer import Writer, open_writer
 
 _log = logging.getLogger(__name__)
 
 #: The longest the loop waits before it looks at clocks again; news end the wait at once.
-TURN_SECONDS = 0.05
+WAIT_SECONDS = 0.05
 #: Workers of bulk runs: a tenth of the processor's time where others want it too, all of it otherwise.
 BULK_NICENESS = 10
 #: Copies of files at once: a disk or a network folder may be slow.
 FETCH_THREADS = 4
-#: How often free disk space is looked at, and progress said.
-DISK_SECONDS, PROGRESS_SECONDS = 5.0, 0.2
+#: How often free disk space is looked at, progress said, and open users looked at of whom nothing was heard (they may
+#: have something to publish).
+DISK_SECONDS, PROGRESS_SECONDS, SWEEP_SECONDS = 5.0, 0.2, 0.5
+#: How often the desk is asked why users wait; its bell says when they wait no longer.
+EXPLAIN_SECONDS = 0.5
+#: Removals are names only; all of them are taken up at once.
+_ALL = 10**9
 #: A worker of any stage, at rest: what idle ones may take of a small server.
 _IDLE_WORKER_BYTES = 400 * 1024**2
 
@@ -100,17 +111,41 @@ class RunReport:
         }
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Known:
+    """A user that has work, from the survey on. What the loop remembers of it between two turns.
+
+    stamp      of its index when it was last seen (paths.stamp): another one means that somebody else has written
+    must_look  ledger and index are to be compared, whatever the stamp is
+    counts     by the ledger then
+    begun      it has had a turn
+    """
+
+    user: UserId
+    weight: float
+    stamp: str
+    must_look: bool
+    counts: Counts
+    begun: bool = False
+    kept: Kept = field(default_factory=Kept)
+
+
 @dataclass(slots=True, eq=False)
 class _Open:
-    """A user whose work is under way."""
+    """A user whose turn it is."""
 
-    surveyed: Surveyed
+    known: _Known
+    folder: Path
     pipeline: UserPipeline
     stack: ExitStack
     writer: Writer
     parts: PartStore
     asked: dict[str, Unit] = field(default_factory=dict)
     running: int = 0
+
+    @property
+    def user(self) -> UserId:
+        return self.known.user
 
 
 @dataclass(slots=True, eq=False)
@@ -138,6 +173,7 @@ class Coordinator:
         run: RunId,
         lane: Lane,
         orders: Orders,
+        turns: Rules,
         until: float | None,
         ledger: Ledger,
         open_ledger: Callable[[], Ledger],
@@ -162,23 +198,39 @@ class Coordinator:
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
         self._supervisor.watch(self._wake_out, self._drain_wake)
+        self._supervisor.watch(desk.bell_fd, self._hear_bell)
         self._threads = FetchThreads(FETCH_THREADS)
         self._copied: queue.SimpleQueue[tuple[_Going, list[Fetched | Failure] | BaseException]] = queue.SimpleQueue()
         self._surveyor: Surveyor | None = None
+        #: Users of whom the surveyor has not said yet what becomes of them.
+        self._unheard = 0
+        #: Users with work that are not open, in line or written by others.
+        self._closed: dict[UserId, _Known] = {}
+        self._turns = Turns(turns)
+        self._backlog = Backlog()
         self._open: dict[UserId, _Open] = {}
+        #: Open users of whom there is news: they may have units to begin, and things to write down.
+        self._to_ask: dict[UserId, _Open] = {}
+        self._to_look: dict[UserId, _Open] = {}
+        self._resting: frozenset[UserId] = frozenset()
+        self._askers: dict[str, _Open] = {}
         self._going: dict[tuple[int, int], _Going] = {}
         self._returns: list[Return] = []
         self._withdrawn: list[str] = []
         self._lies: list[tuple[Worker, Failure]] = []
         self._work = Work()
         self._users_done = 0
+        #: Of the users that are done, as they were then.
+        self._after: dict[UserId, Counts] = {}
         self._before: Counter[str] = Counter()
         self._troubles: list[str] = []
         self._held = 0
         self._waits: Mapping[UserId, str] = {}
+        self._users = 0
         self._interrupted = False
         self._draining: tuple[int, str] | None = None
-        self._looked_at_disk = self._said = 0.0
+        self._looked_at_disk = self._said = self._swept = self._explained = 0.0
+        self._rung = False
         self._asks = 0
 
     # --- from outside ---
@@ -191,12 +243,15 @@ class Coordinator:
     def work_through(self, users: Sequence[UserId]) -> RunReport:
         """Do everything that can be done for these users."""
         began = self._clock.monotonic()
+        self._unheard = self._users = len(users)
         self._surveyor = Surveyor(self, users)
         self._surveyor.start()
-        while self._turn():
+        while self._go_around():
             pass
-        self._say_progress(len(users), last=True)
-        counts = _sum(self._ledger.counts_by_user(), users)
+        self._say_progress(last=True)
+        by_user = self._ledger.counts_by_user()
+        # What others have found since we were done with a user is not of this run.
+        counts = _sum({user: self._after.get(user, counts) for user, counts in by_user.items()}, users)
         return RunReport(
             exit_code=self._exit_code(counts),
             seconds=self._clock.monotonic() - began,
@@ -207,6 +262,14 @@ class Coordinator:
             troubles=tuple(self._troubles),
             message=self._draining[1] if self._draining else "",
         )
+
+    def backlog_changes(self) -> Mapping[UserId, int]:
+        """Items that wait, in line and open, of the users where that has changed since the last call; 0: none left."""
+        for opened in self._open.values():
+            if opened.pipeline.moved:
+                opened.pipeline.moved = False
+                self._note_backlog(opened.user, self._ledger.counts(opened.user))
+        return self._backlog.take_changes()
 
     def close(self) -> None:
         """Stop all of it. Idempotent."""
@@ -223,31 +286,39 @@ class Coordinator:
 
     # --- the loop ---
 
-    def _turn(self) -> bool:
-        """One turn: take in users, ask, begin, hear, publish. False when there is nothing more to do."""
-        assert self._surveyor is not None
+    def _go_around(self) -> bool:
+        """Once around: hear of users, open and rest them, ask, begin, hear, publish. False: nothing more to do."""
         if self._interrupted:
             self._draining = self._draining or (EXIT_INTERRUPTED, "interrupted; run again to go on where it stopped")
             self._wind_up()
             return False
         self._look_around()
-        self._take_in_users()
+        self._hear_of_users()
+        self._change_turns()
         self._talk_to_desk()
-        busy = bool(self._going)
-        waiting = any(opened.asked for opened in self._open.values())
-        # With nothing running the wait for a token has been at the desk already.
-        self._hear(0.0 if waiting and not busy else TURN_SECONDS)
-        for opened in list(self._open.values()):
-            with self._on_behalf_of(opened):
-                opened.pipeline.flush()
-                opened.pipeline.publish_if_due()
-                if opened.pipeline.idle and not opened.running and not opened.asked:
-                    self._finish_user(opened)
-        self._say_progress(self._surveyor.total)
+        # The desk's bell ends the wait too.
+        self._hear(0.0 if self._to_look else WAIT_SECONDS)
+        self._look_after_users()
+        self._say_progress()
         if self._draining is not None and not self._going:
             self._wind_up()
             return False
-        return bool(self._open) or not self._surveyor.done
+        return bool(self._open or self._closed or self._unheard)
+
+    def _look_after_users(self) -> None:
+        """Write down and publish what has been done for users, and let go of those that are done or are to rest."""
+        now = self._clock.monotonic()
+        if now - self._swept >= SWEEP_SECONDS:
+            self._swept = now
+            for opened in self._open.values():
+                self._stir(opened)
+        to_look, self._to_look = self._to_look, {}
+        for opened in to_look.values():
+            with self._on_behalf_of(opened):
+                opened.pipeline.flush_if_due()
+                opened.pipeline.publish_if_due()
+                if opened.pipeline.idle and not opened.running and not opened.asked:
+                    self._finish_user(opened)
 
     def _look_around(self) -> None:
         now = self._clock.monotonic()
@@ -260,31 +331,87 @@ class Coordinator:
                 text = f"only {free // 10**6:,} MB are free on the disk of {self._settings.data_dir}; free space"
                 self._draining = EXIT_CANNOT, text
 
-    def _take_in_users(self) -> None:
+    def _hear_of_users(self) -> None:
+        """Take in what the surveyor has found."""
         assert self._surveyor is not None
-        while self._draining is None and (surveyed := self._surveyor.next_ready()) is not None:
-            match surveyed:
-                case Notice():
-                    self._reporter.say(surveyed)
-                    continue
-                case Trouble():
-                    self._note_trouble(surveyed.user, surveyed.text)
-                    self._users_done += 1
-                    continue
-            self._note_survey(surveyed)
-            if surveyed.lock_fd < 0:
-                self._note_counts(surveyed.counts)
-                self._users_done += 1
+        while self._draining is None and (found := self._surveyor.next_ready()) is not None:
+            if isinstance(found, Notice):
+                self._reporter.say(found)
                 continue
-            try:
-                self._open[surveyed.user.name] = self._open_user(surveyed)
-            except (IndexFault, OSError, UsageError) as error:
-                # UsageError: the user was removed between the survey and now.
-                self._note_trouble(surveyed.user.name, str(error))
-                self._surveyor.release()
-                self._users_done += 1
+            self._unheard -= 1
+            match found:
+                case Trouble():
+                    self._note_trouble(found.user, found.text)
+                    self._drop(found.user)
+                case Removed():
+                    self._note_removed(found.user)
+                case Freed():
+                    self._turns.join(found.user, self._closed[found.user].weight)
+                case Surveyed():
+                    self._note_survey(found)
+            if isinstance(found, Surveyed) and found.to_do:
+                user = found.user.name
+                self._closed[user] = _Known(
+                    user=user,
+                    weight=found.user.weight,
+                    stamp=found.stamp,
+                    must_look=found.must_look,
+                    counts=found.counts,
+                )
+                self._turns.join(user, found.user.weight)
+
+    def _change_turns(self) -> None:
+        """Let those rest that have had enough for now, and open those whose turn it is."""
+        if self._draining is not None:
+            return
+        before, self._resting = self._resting, frozenset(self._turns.resting())
+        for user in before - self._resting:
+            if user in self._open:
+                self._stir(self._open[user])
+        for user in self._resting:
+            opened = self._open[user]
+            self._take_back(opened)
+            if not opened.running:
+                with self._on_behalf_of(opened):
+                    self._rest_user(opened)
+        while (next_user := self._turns.open_next()) is not None:
+            self._try_open(next_user)
+
+    def _try_open(self, user: UserId) -> None:
+        known = self._closed.pop(user)
+        try:
+            opened = self._open_user(known)
+        except IndexBusy:
+            assert self._surveyor is not None
+            self._closed[user] = known
+            self._turns.leave(user)
+            self._unheard += 1
+            self._surveyor.wait_for(user)
+        except UsageError:
+            self._note_removed(user)
+        except (IndexFault, OSError) as error:
+            self._note_trouble(user, str(error))
+            self._drop(user)
+        else:
+            self._open[user] = opened
+            self._stir(opened)
+
+    def _drop(self, user: UserId) -> None:
+        """Nothing more is done for a user in this run."""
+        self._turns.leave(user)
+        self._closed.pop(user, None)
+        self._backlog.note(user, 0)
+        self._users_done += 1
+
+    def _note_removed(self, user: UserId) -> None:
+        self._reporter.say(Notice(f"{user} was removed while the run went on"))
+        self._drop(user)
 
     def _note_survey(self, surveyed: Surveyed) -> None:
+        self._note_counts(surveyed.user.name, surveyed.counts, Counts())
+        if not surveyed.to_do:
+            self._after[surveyed.user.name] = surveyed.counts
+            self._users_done += 1
         self._held += surveyed.held
         for trouble in surveyed.troubles:
             self._note_trouble(surveyed.user.name, trouble)
@@ -296,9 +423,14 @@ class Coordinator:
                 )
             )
 
-    def _note_counts(self, counts: Counts) -> None:
+    def _note_counts(self, user: UserId, counts: Counts, before: Counts) -> None:
+        """What the ledger says of a user now; what differs from `before` is not of our doing."""
         for name in ("indexed", "skipped", "failed", "pending"):
-            self._before[name] += getattr(counts, name)
+            self._before[name] += getattr(counts, name) - getattr(before, name)
+        self._note_backlog(user, counts)
+
+    def _note_backlog(self, user: UserId, counts: Counts) -> None:
+        self._backlog.note(user, counts.pending + counts.attachments_pending)
 
     def _note_trouble(self, user: UserId, trouble: str) -> None:
         self._troubles.append(f"{user}: {trouble}")
@@ -319,32 +451,50 @@ class Coordinator:
 
     def _give_up(self, opened: _Open, trouble: str) -> None:
         """Stop all that is done for a user. What was committed stays; the next run goes on from there."""
-        user = opened.surveyed.user.name
-        self._note_trouble(user, trouble)
+        self._note_trouble(opened.user, trouble)
         for going in [going for going in self._going.values() if going.owner is opened]:
             self._supervisor.kill(going.worker, Failure(reason=Reason.KILLED, detail="work on its user was given up"))
             self._end(going)
-        self._withdrawn += opened.asked
-        opened.asked.clear()
-        if user in self._open:
+        self._take_back(opened)
+        if opened.user in self._open:
             self._close_user(opened)
-            self._users_done += 1
+            self._drop(opened.user)
 
-    def _open_user(self, surveyed: Surveyed) -> _Open:
-        user = surveyed.user.name
+    def _take_back(self, opened: _Open) -> None:
+        """Withdraw what stands at the desk for a user."""
+        self._withdrawn += opened.asked
+        for ask_id, unit in opened.asked.items():
+            del self._askers[ask_id]
+            opened.pipeline.put_back(unit)
+        opened.asked.clear()
+
+    def _open_user(self, known: _Known) -> _Open:
+        """Begin a turn. Raises IndexBusy while another process writes the user, UsageError when it was removed."""
+        user = known.user
+        record = self._ledger.find_user(user)
+        if record is None:
+            raise UsageError(f"there is no user {user!r}; `nightmill users list` names them")
+        folder = paths.make_user_dir(self._settings.data_dir / INDEXES_FOLDER, user)
         stack = ExitStack()
+        lock_fd = lock.take(folder)
         # Closed last: until then nobody else writes this index.
-        stack.callback(os.close, surveyed.lock_fd)
+        stack.callback(os.close, lock_fd)
         try:
-            writer = stack.enter_context(open_writer(surveyed.folder, lock_fd=surveyed.lock_fd))
-            removed = set(surveyed.removed)
-            if self._orders.full:
+            if paths.stamp(folder) != known.stamp:
+                # Others have had the user meanwhile.
+                known.must_look = True
+                known.kept.forget_places()
+            writer = stack.enter_context(open_writer(folder, lock_fd=lock_fd))
+            if self._orders.full and not known.begun:
                 writer.forget_reads()
-            if surveyed.must_look:
+                # Others may have settled since the survey what was to be read anew.
+                make_pending(self._ledger, record, self._plan.versions, self._plan.extracts, self._orders)
+            if known.must_look:
                 self._ledger.reconcile(user, writer.generation, self._current(writer.published()))
-                removed.update((int(source), str(key)) for source, key in self._ledger.departed(user))
-            parts = PartStore(surveyed.folder / "parts")
-            if not self._ledger.counts(user).attachments_pending:
+            removed = {(int(source), str(key)) for source, key in self._ledger.departed(user, limit=_ALL)}
+            counts = self._ledger.counts(user)
+            parts = PartStore(folder / "parts")
+            if not counts.attachments_pending:
                 parts.clear()
             pipeline = UserPipeline(
                 user=user,
@@ -352,23 +502,34 @@ class Coordinator:
                 plan=self._plan,
                 ledger=self._ledger,
                 writer=writer,
-                sources=surveyed.sources,
+                sources=self._open_sources(user),
                 removed=removed,
                 parts=parts,
                 clock=self._clock,
                 reporter=self._reporter,
                 work=self._work,
+                kept=known.kept,
+                has_parts=counts.attachments > 0,
                 most_items=DEBUG_FILES if self._settings.debug_mode else None,
                 remove_nothing=self._orders.remove_nothing,
             )
         except BaseException:
             stack.close()
             raise
-        counts = self._ledger.counts(user)
-        self._note_counts(counts)
-        _log.debug("%s: %s new, %s changed, %s pending", user, surveyed.new, surveyed.changed, counts.pending)
-        self._reporter.say(UserBegan(user=user, found=counts.found))
-        return _Open(surveyed=surveyed, pipeline=pipeline, stack=stack, writer=writer, parts=parts)
+        self._note_counts(user, counts, known.counts)
+        _log.debug("%s: its turn; %s pending", user, counts.pending)
+        if not known.begun:
+            self._reporter.say(UserBegan(user=user, found=counts.found))
+        known.begun, known.must_look = True, False
+        return _Open(known=known, folder=folder, pipeline=pipeline, stack=stack, writer=writer, parts=parts)
+
+    def _open_sources(self, user: UserId) -> dict[SourceId, Source]:
+        """Those that cannot be opened are left out; the survey has said so."""
+        sources: dict[SourceId, Source] = {}
+        for source in self._ledger.sources(user):
+            with suppress(UsageError):
+                sources[source.id] = open_source(source.uri, own_folder=str(self._settings.data_dir))
+        return sources
 
     def _current(self, published: Mapping[ItemKey, Published]) -> dict[tuple[SourceId, ListedKey], Fingerprint]:
         """What the index holds, for the ledger: an item that would come out otherwise today has no fingerprint."""
@@ -378,54 +539,73 @@ class Coordinator:
         }
 
     def _finish_user(self, opened: _Open) -> None:
-        user = opened.surveyed.user.name
+        opened.pipeline.flush()
         opened.writer.tidy(model=self._plan.model)
-        if not self._ledger.counts(user).attachments_pending:
+        counts = self._after[opened.user] = self._ledger.counts(opened.user)
+        if not counts.attachments_pending:
             opened.parts.clear()
+        # Under the lock, so that the stamp is of what we leave behind.
+        opened.writer.close()
+        stamp = paths.stamp(opened.folder)
+        self._ledger.user_done(opened.user, self._run, index_stamp=stamp, versions=self._plan.versions)
         self._close_user(opened)
-        stamp = paths.stamp(opened.surveyed.folder)
-        self._ledger.user_done(user, self._run, index_stamp=stamp, versions=self._plan.versions)
-        self._users_done += 1
+        self._drop(opened.user)
+
+    def _rest_user(self, opened: _Open) -> None:
+        """Others want the place: the user goes to the end of the line, where everything of it is on the disk."""
+        known = opened.known
+        opened.pipeline.rest()
+        opened.writer.close()
+        known.stamp, known.counts = paths.stamp(opened.folder), self._ledger.counts(opened.user)
+        self._note_backlog(opened.user, known.counts)
+        self._close_user(opened)
+        self._turns.rest(opened.user)
+        self._closed[opened.user] = known
+        _log.debug("%s rests; %s pending", opened.user, known.counts.pending)
 
     def _close_user(self, opened: _Open) -> None:
-        assert self._surveyor is not None
-        self._open.pop(opened.surveyed.user.name, None)
+        self._open.pop(opened.user, None)
+        self._to_ask.pop(opened.user, None)
+        self._to_look.pop(opened.user, None)
         opened.stack.close()
-        self._surveyor.release()
 
     # --- tokens ---
 
     def _talk_to_desk(self) -> None:
         """Give back, ask, and begin what was granted: one round trip."""
-        asks = list(self._new_asks()) if self._draining is None else []
-        withdraw, self._withdrawn = self._withdrawn, []
         if self._draining is not None:
             for opened in self._open.values():
-                withdraw += opened.asked
-                for unit in opened.asked.values():
-                    opened.pipeline.put_back(unit)
-                opened.asked.clear()
-        waiting = any(opened.asked for opened in self._open.values())
-        if not (asks or withdraw or waiting or self._returns):
-            return
+                self._take_back(opened)
+        asks = list(self._new_asks()) if self._draining is None else []
+        withdraw, self._withdrawn = self._withdrawn, []
         returns, self._returns = self._returns, []
-        patience = TURN_SECONDS if waiting and not self._going and not self._returns else 0.0
-        answer = self._desk.exchange(asks=asks, returns=returns, withdraw=withdraw, patience_seconds=patience)
-        waits = answer.waits or {}
-        if waits != self._waits:
-            _log.debug("waiting: %s", dict(waits))
-        self._waits = waits
+        now = self._clock.monotonic()
+        explain = bool(self._askers) and now - self._explained >= EXPLAIN_SECONDS
+        if not (asks or withdraw or returns or self._rung or explain):
+            return
+        self._rung = False
+        answer = self._desk.exchange(asks=asks, returns=returns, withdraw=withdraw, explain=explain)
+        if explain:
+            self._explained = now
+        if not self._askers:
+            self._waits = {}
+        elif answer.waits is not None:
+            if answer.waits != self._waits:
+                _log.debug("waiting: %s", dict(answer.waits))
+            self._waits = answer.waits
         for grant in answer.grants:
-            owner = next((opened for opened in self._open.values() if grant.ask_id in opened.asked), None)
+            owner = self._askers.pop(grant.ask_id, None)
             if owner is None:
                 self._returns.append(Return(lease_id=grant.lease_id, cost_seconds=0.0))
                 continue
             self._begin(owner, owner.asked.pop(grant.ask_id), grant.lease_id)
 
     def _new_asks(self) -> Iterator[Ask]:
+        """For those of whom there was news: nobody else has more to begin than before."""
         most = min(self._desk.limits.max_workers_per_user, self._desk.limits.cpu_limit + 1)
-        for opened in list(self._open.values()):
-            while len(opened.asked) + opened.running < most:
+        to_ask, self._to_ask = self._to_ask, {}
+        for opened in to_ask.values():
+            while opened.user not in self._resting and len(opened.asked) + opened.running < most:
                 unit = None
                 with self._on_behalf_of(opened):
                     unit = opened.pipeline.next_unit()
@@ -434,6 +614,7 @@ class Coordinator:
                 self._asks += 1
                 ask_id = f"{unit.user}/{self._asks}"
                 opened.asked[ask_id] = unit
+                self._askers[ask_id] = opened
                 yield Ask(
                     ask_id=ask_id,
                     user=unit.user,
@@ -441,8 +622,11 @@ class Coordinator:
                     kind=TokenKind.CPU,
                     cost_seconds=unit.seconds,
                     memory_bytes=unit.memory_bytes,
-                    weight=opened.surveyed.user.weight,
+                    weight=opened.known.weight,
                 )
+            if not opened.asked and not opened.running and self._open.get(opened.user) is opened:
+                # It may be that nothing is left.
+                self._to_look[opened.user] = opened
 
     def _begin(self, owner: _Open, unit: Unit, lease: LeaseId) -> None:
         worker = self._supervisor.find_idle(unit.stage) or self._start_worker(unit.stage)
@@ -482,6 +666,7 @@ class Coordinator:
 
     def _assign(self, going: _Going, copies: Sequence[Fetched | Failure]) -> None:
         going.assigned = True
+        self._stir(going.owner)
         orders = going.owner.pipeline.orders(going.unit, going.worker.inbox, copies)
         if not orders:
             self._end(going)
@@ -496,13 +681,20 @@ class Coordinator:
     # --- news ---
 
     def _hear(self, timeout_seconds: float) -> None:
+        by_owner: dict[_Open, list[tuple[_Going, Report]]] = {}
         for report in self._supervisor.poll(timeout_seconds):
-            self._take(report)
+            going = self._going.get((report.worker.number, report.unit))
+            if going is not None:
+                by_owner.setdefault(going.owner, []).append((going, report))
+        for owner, heard in by_owner.items():
+            self._take_all(owner, heard)
         # Only now: what a liar said before has all been taken in, and what is left of its unit is untouched.
         lies, self._lies = self._lies, []
         for worker, lie in lies:
             for report in self._supervisor.kill(worker, lie):
-                self._take(report)
+                going = self._going.get((report.worker.number, report.unit))
+                if going is not None:
+                    self._take_all(going.owner, [(going, report)])
         while True:
             try:
                 going, copies = self._copied.get_nowait()
@@ -515,10 +707,13 @@ class Coordinator:
                     raise copies
                 self._assign(going, copies)
 
-    def _take(self, report: Report) -> None:
-        going = self._going.get((report.worker.number, report.unit))
-        if going is not None:
-            with self._on_behalf_of(going.owner):
+    def _take_all(self, owner: _Open, heard: Sequence[tuple[_Going, Report]]) -> None:
+        """Take in what was heard at once of a user: one transaction of its index, whose price is that of many rows."""
+        self._stir(owner)
+        # A FAISS file is taken in by a transaction of its own; nothing else of the user runs then.
+        at_once = any(going.unit.stage is not Stage.INDEX for going, _ in heard)
+        with self._on_behalf_of(owner), owner.writer.batch() if at_once else nullcontext():
+            for going, report in heard:
                 self._take_for(going, report)
 
     def _take_for(self, going: _Going, report: Report) -> None:
@@ -559,8 +754,16 @@ class Coordinator:
         self._supervisor.release(going.worker)
         del self._going[going.name]
         going.owner.running -= 1
+        self._stir(going.owner)
         seconds = self._clock.monotonic() - going.began if going.assigned else 0.0
-        self._returns.append(Return(lease_id=going.lease, cost_seconds=going.cpu_seconds or seconds))
+        cost = going.cpu_seconds or seconds
+        self._turns.charge(going.owner.user, cost)
+        self._returns.append(Return(lease_id=going.lease, cost_seconds=cost))
+
+    def _stir(self, opened: _Open) -> None:
+        """There is news of an open user."""
+        if self._open.get(opened.user) is opened:
+            self._to_ask[opened.user] = self._to_look[opened.user] = opened
 
     def _wind_up(self) -> None:
         """Stop what runs, publish what is ready, leave the rest for the next run."""
@@ -579,6 +782,9 @@ class Coordinator:
             returns, self._returns = self._returns, []
             self._desk.exchange(returns=returns)
 
+    def _hear_bell(self) -> None:
+        self._rung = True
+
     # --- how ---
 
     def _exit_code(self, counts: Counts) -> int:
@@ -588,7 +794,7 @@ class Coordinator:
         some = some or counts.pending or counts.attachments_pending
         return EXIT_SOME_FAILED if some else EXIT_DONE
 
-    def _say_progress(self, users: int, *, last: bool = False) -> None:
+    def _say_progress(self, *, last: bool = False) -> None:
         now = self._clock.monotonic()
         if not last and now - self._said < PROGRESS_SECONDS:
             return
@@ -596,7 +802,7 @@ class Coordinator:
         awaited = self._surveyor.waiting_for() if self._surveyor is not None and not self._open else ()
         if awaited:
             # Another process does the work: what it has told the ledger is what there is to see.
-            self._say_counts(_sum(self._ledger.counts_by_user(), awaited), users)
+            self._say_counts(_sum(self._ledger.counts_by_user(), awaited))
             return
         done = self._settled()
         self._reporter.say(
@@ -606,14 +812,14 @@ class Coordinator:
                 failed=self._before["failed"] + done["failed"],
                 pending=max(0, self._before["pending"] - sum(done.values())),
                 users_done=self._users_done,
-                users_total=users,
+                users_total=self._users,
                 active=len(self._going),
                 waits=Counter(self._waits.values()),
                 vectors=self._work.embedded,
             )
         )
 
-    def _say_counts(self, counts: Counts, users: int) -> None:
+    def _say_counts(self, counts: Counts) -> None:
         self._reporter.say(
             Progressed(
                 indexed=counts.indexed,
@@ -621,7 +827,7 @@ class Coordinator:
                 failed=counts.failed,
                 pending=counts.pending,
                 users_done=self._users_done,
-                users_total=users,
+                users_total=self._users,
             )
         )
 
@@ -648,6 +854,7 @@ class Coordinator:
         """Lock and look at one user. Raises IndexBusy."""
         return try_survey(
             user,
+            run=self._run,
             ledger=ledger,
             data_dir=self._settings.data_dir,
             versions=self._plan.versions,
@@ -655,12 +862,9 @@ class Coordinator:
             orders=self._orders,
         )
 
-    def nothing_to_do(self, surveyed: Surveyed, ledger: Ledger) -> Surveyed:
-        """Note in the ledger that the user is up to date, and let go of the lock."""
-        stamp = paths.stamp(surveyed.folder)
-        ledger.user_done(surveyed.user.name, self._run, index_stamp=stamp, versions=self._plan.versions)
-        os.close(surveyed.lock_fd)
-        return replace(surveyed, lock_fd=-1)
+    def is_busy(self, user: UserId) -> bool:
+        """Somebody is writing the user's index."""
+        return lock.is_locked(paths.user_dir(self._settings.data_dir / INDEXES_FOLDER, user))
 
     def ask_for_promotion(self, user: UserId) -> None:
         """Somebody else works on a user that we wait for: ask for it to go first, if somebody waits for us."""

@@ -65,8 +65,14 @@ class Page:
     needs_ocr: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able form, read back by `from_json`."""
-        return asdict(self)
+        """JSON-able form, read back by `from_json`. Field by field: `asdict` takes many times as long."""
+        return {
+            "number": self.number,
+            "text": self.text,
+            "method": self.method,
+            "confidence": self.confidence,
+            "needs_ocr": self.needs_ocr,
+        }
 
     @staticmethod
     def from_json(value: object) -> Page:
@@ -104,7 +110,15 @@ class Document:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form, read back by `from_json`."""
-        return asdict(self)
+        return {
+            "kind": self.kind,
+            "media_type": self.media_type,
+            "title": self.title,
+            "pages": tuple(page.to_json() for page in self.pages),
+            "parts": tuple(asdict(part) for part in self.parts),
+            "facts": dict(self.facts),
+            "notes": self.notes,
+        }
 
     @staticmethod
     def from_json(value: object) -> Document:

@@ -16,7 +16,7 @@ import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,8 @@ from indexes.writer import Writer, text_hash
 
 #: Pending items read from the ledger at a time, and how few may be left before more are read.
 WINDOW_ITEMS, WINDOW_LOW = 256, 64
+#: Attempts that went well are written down together: a transaction costs the ledger as much as twenty of them.
+FLUSH_ATTEMPTS, FLUSH_SECONDS = 64, 0.25
 #: Attachments within attachments. Real mails are forwarded three or four times over.
 MOST_NESTED = 5
 #: Text of one page that OCR read; the densest printed pages hold some 20,000.
@@ -79,8 +81,35 @@ _HINT_CHARS = 1000
 _MOST_FAISS_BYTES = 64 << 30
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
+class Kept:
+    """What a run remembers of a user from one turn to the next, where neither index nor ledger says it. All is small.
+
+    Failures are counted over the whole run, so that resting gives nobody a further try.
+
+    taken    items that a trial reads
+    fresh    items that are read again though they are known
+    held     parts whose bytes are gone, by the mail that is read again for them
+    waiting  items of which everything is there, and that can be published only when the rest of the user is there too
+    """
+
+    page_failures: dict[tuple[ItemId, int], int] = field(default_factory=dict)
+    text_failures: dict[bytes, int] = field(default_factory=dict)
+    index_failures: int = 0
+    taken: set[ItemId] = field(default_factory=set)
+    fresh: set[ItemId] = field(default_factory=set)
+    held: dict[ItemId, ItemId] = field(default_factory=dict)
+    waiting: set[ItemId] = field(default_factory=set)
+
+    def forget_places(self) -> None:
+        """Somebody else has worked on the user meanwhile: where its items stood then says nothing now."""
+        self.fresh.clear()
+        self.held.clear()
+        self.waiting.clear()
+
+
 class UserPipeline:
-    """All of one user's work in one run. Not for use by two threads, `fetch` aside."""
+    """One user's work for as long as its index is open: a turn. Not for use by two threads, `fetch` aside."""
 
     def __init__(
         self,
@@ -96,14 +125,19 @@ class UserPipeline:
         clock: Clock,
         reporter: Reporter,
         work: Work,
+        kept: Kept,
+        has_parts: bool,
         most_items: int | None = None,
         remove_nothing: bool = False,
     ) -> None:
-        """most_items, remove_nothing: a trial, which reads so many items and takes none out of the index."""
+        """has_parts: the ledger knows attachments of this user's items. kept: from the turn before.
+
+        most_items, remove_nothing: a trial, which reads so many items and takes none out of the index.
+        """
         self.user = user
         self._run, self._plan, self._ledger, self._writer = run, plan, ledger, writer
         self._sources, self._parts, self._clock, self._reporter, self._work = sources, parts, clock, reporter, work
-        self._most_items = most_items
+        self._kept, self._has_parts, self._most_items = kept, has_parts, most_items
         #: Pending items that a trial does not read.
         self._left_out: set[ItemId] = set()
         self._items: dict[ItemId, Item] = {}
@@ -123,18 +157,14 @@ class UserPipeline:
             remove_nothing=remove_nothing,
             now=clock.monotonic(),
         )
-        #: Parts whose bytes are gone, by the mail that is read again for them.
-        self._held: dict[ItemId, ItemId] = {}
-        self._fresh: set[ItemId] = set()
-        self._page_failures: dict[tuple[ItemId, int], int] = {}
-        self._text_failures: dict[bytes, int] = {}
         self._attempts: list[Attempt] = []
         self._moves: list[Move] = []
         self._numbers = 0
         self._open_units: set[Unit] = set()
-        self._taken = 0
         self._exhausted = False
-        self._index_failures = 0
+        self._noted_at = -math.inf
+        #: The ledger's counts of this user may have changed. Cleared by whoever has read them.
+        self.moved = False
         self._index_asked = False
         self._exported: records.Exported | None = None
 
@@ -195,9 +225,13 @@ class UserPipeline:
         ):
             # What has been settled since the last time must not be taken up again.
             self.flush()
-            beyond = [*self._items, *self._held, *self._left_out]
+            waiting = self._kept.waiting
+            beyond = [*self._items, *self._kept.held, *self._left_out, *waiting]
             found = self._ledger.pending(self.user, limit=WINDOW_ITEMS, beyond=beyond)
-            self._exhausted = len(found) < WINDOW_ITEMS
+            self._exhausted = len(found) < WINDOW_ITEMS and not waiting
+            if len(found) < WINDOW_ITEMS:
+                # What waits for the rest of the user is taken up last, and once: not with every turn.
+                waiting.clear()
             for record in found:
                 if not self._may_take(record):
                     self._left_out.add(record.id)
@@ -212,8 +246,10 @@ class UserPipeline:
         """A trial stops after so many items; their attachments belong to them."""
         if self._most_items is None or record.parent is not None:
             return True
-        self._taken += 1
-        return self._taken <= self._most_items
+        taken = self._kept.taken
+        if len(taken) < self._most_items:
+            taken.add(record.id)
+        return record.id in taken
 
     def _is_live(self, item: Item | None) -> bool:
         """The item is still on its way, and this is it: it was not settled, taken out, or taken up anew."""
@@ -221,14 +257,14 @@ class UserPipeline:
 
     def _resume(self, item: Item) -> None:
         read = self._writer.find_read(*item.key)
-        if read is None or read.fingerprint != item.record.fingerprint or item.record.id in self._fresh:
+        if read is None or read.fingerprint != item.record.fingerprint or item.record.id in self._kept.fresh:
             self._to_extract.append(item)
             return
         item.content = read.content
         document = self._known_document(item)
         if document is None or (document.parts and not self._ledger.has_parts(item.record.id)):
             # Not known, or its attachments are not (a ledger that was lost): read again.
-            self._fresh.add(item.record.id)
+            self._kept.fresh.add(item.record.id)
             self._to_extract.append(item)
         elif read.chunks is not None and read.chunking == self._plan.chunking and not item.pages_left:
             self._have_chunks(item, read.chunks)
@@ -291,13 +327,13 @@ class UserPipeline:
         if not self._to_ocr:
             return []
         item, first = self._to_ocr[0]
-        failures = self._page_failures.get((item.record.id, first), 0)
+        failures = self._kept.page_failures.get((item.record.id, first), 0)
         guess = estimates.ocr_page(failures=failures)
         count = 1 if failures or item.record.alone else units.take(Stage.OCR, (guess.seconds for _ in self._to_ocr))
         pieces: list[Piece] = []
         while self._to_ocr and len(pieces) < count and self._to_ocr[0][0] is item:
             page = self._to_ocr[0][1]
-            if pieces and (item.record.id, page) in self._page_failures:
+            if pieces and (item.record.id, page) in self._kept.page_failures:
                 break
             self._to_ocr.popleft()
             pieces.append(Piece(item=item, page=page, content=item.content, estimate=guess))
@@ -309,7 +345,7 @@ class UserPipeline:
         one = estimates.embedding(texts=1, embedder=self._plan.embedder).seconds
         most = units.take(Stage.EMBED, (one for _ in self._texts))
         for known, text in list(self._texts.items())[:most]:
-            suspect = known in self._text_failures
+            suspect = known in self._kept.text_failures
             if suspect and chosen:
                 break
             chosen.append((known, text))
@@ -389,7 +425,7 @@ class UserPipeline:
             if copy.fingerprint and copy.fingerprint != item.record.fingerprint:
                 item.record = replace(item.record, fingerprint=copy.fingerprint)
             item.content = copy.sha256 + ending_of(item.record)
-            if item.record.id not in self._fresh:
+            if item.record.id not in self._kept.fresh:
                 document = self._known_document(item)
                 # Attachments lie nowhere but in the mail itself, so a mail is taken apart again.
                 if document is not None and not document.parts:
@@ -514,10 +550,10 @@ class UserPipeline:
         wants_ocr = any(page.needs_ocr for page in document.pages)
         version = self._plan.extracts[1 if wants_ocr else 0]
         self._writer.save_read(*item.key, item.record.fingerprint, item.content)
-        if self._writer.find_document(item.content, version) is None or item.record.id in self._fresh:
+        if self._writer.find_document(item.content, version) is None or item.record.id in self._kept.fresh:
             # A twin's document may have pages already; saving it again would drop them.
             self._writer.save_document(item.content, version, json.dumps(document.to_json()).encode())
-        self._fresh.discard(item.record.id)
+        self._kept.fresh.discard(item.record.id)
         self._describe(item, document, version)
         self._work.extracted += 1
         self._go_on(item)
@@ -543,6 +579,12 @@ class UserPipeline:
                     locator={"part": name},
                 )
             )
+        if listed or self._has_parts:
+            self._note_parts(record, listed)
+        self._release_parts(record.id)
+
+    def _note_parts(self, record: ItemRecord, listed: Sequence[Listed]) -> None:
+        self._has_parts = True
         outcome = self._ledger.add_parts(record.id, listed)
         for key in outcome.gone:
             self._publisher.remove((int(record.source), str(key)))
@@ -550,13 +592,14 @@ class UserPipeline:
             # Taken up already, as they were before: the ledger hands them out again, if they are still there.
             for child in [child for child in self._items.values() if child.record.parent == record.id]:
                 del self._items[child.record.id]
-        self._release_parts(record.id)
-        self._exhausted = False
+        if outcome.gone or outcome.changed or outcome.new:
+            self._exhausted = False
+            self.moved = True
 
     def _release_parts(self, mail: ItemId) -> None:
         """The mail was read, or never will be in this run: its parts go on, or fail, by themselves."""
-        if mail in self._held.values():
-            self._held = {part: parent for part, parent in self._held.items() if parent != mail}
+        if mail in self._kept.held.values():
+            self._kept.held = {part: parent for part, parent in self._kept.held.items() if parent != mail}
             self._exhausted = False
 
     def _recognised(self, piece: Piece, page: Page) -> None:
@@ -566,7 +609,7 @@ class UserPipeline:
             return  # Of bytes that are no longer the item's, or known from a twin of it by now.
         self._writer.save_pages(item.content, {page.number: json.dumps(page.to_json()).encode()})
         item.pages_left.discard(page.number)
-        self._page_failures.pop((item.record.id, page.number), None)
+        self._kept.page_failures.pop((item.record.id, page.number), None)
         if not item.pages_left and item.record.id in self._items:
             self._go_on(item)
 
@@ -643,7 +686,7 @@ class UserPipeline:
         self._writer.add_vectors(self._plan.model, hashes, raw, dim)
         self._work.embedded += count
         for known in hashes:
-            self._text_failures.pop(known, None)
+            self._kept.text_failures.pop(known, None)
             for item in self._wanted.pop(known, ()):
                 item.missing.discard(known)
                 if not item.missing and item.record.id in self._items:
@@ -679,8 +722,8 @@ class UserPipeline:
                 del self._items[record.parent]
             self._moves.append(Move(item=record.parent, state=ItemState.PENDING))
             self._moves.append(Move(item=record.id, state=ItemState.PENDING, attempts=1))
-            self._fresh.add(record.parent)
-            self._held[record.id] = record.parent
+            self._kept.fresh.add(record.parent)
+            self._kept.held[record.id] = record.parent
             del self._items[record.id]
             self.flush()
             self._exhausted = False
@@ -709,8 +752,8 @@ class UserPipeline:
             case Stage.EMBED:
                 self._texts_failed(piece, failure)
             case Stage.INDEX:
-                self._index_failures += 1
-                self._index_asked = self._index_failures > 1
+                self._kept.index_failures += 1
+                self._index_asked = self._kept.index_failures > 1
                 if self._index_asked:
                     self._reporter.say(
                         Notice(f"{self.user}: the FAISS file was not built ({failure.detail}); search scans instead")
@@ -744,8 +787,8 @@ class UserPipeline:
             self._settle(item, ItemState.FAILED, failure)
             return
         name = (item.record.id, piece.page)
-        self._page_failures[name] = self._page_failures.get(name, 0) + 1
-        verdict = after_failure(failure, attempts=self._page_failures[name], alone=len(unit.orders) == 1)
+        self._kept.page_failures[name] = self._kept.page_failures.get(name, 0) + 1
+        verdict = after_failure(failure, attempts=self._kept.page_failures[name], alone=len(unit.orders) == 1)
         if verdict.retry:
             self._to_ocr.append((item, piece.page))
             return
@@ -755,7 +798,7 @@ class UserPipeline:
         """Nobody knows which text it was: each is tried again by itself, and only then given up."""
         alone = len(piece.texts) == 1
         for known, text in piece.texts:
-            attempts = self._text_failures[known] = self._text_failures.get(known, 0) + 1
+            attempts = self._kept.text_failures[known] = self._kept.text_failures.get(known, 0) + 1
             if not alone or after_failure(failure, attempts=attempts, alone=alone).retry:
                 self._texts[known] = text
                 continue
@@ -815,11 +858,33 @@ class UserPipeline:
     # --- commits ---
 
     def flush(self) -> None:
-        """Tell the ledger of attempts and moves. Called once for each turn of the coordinator's loop."""
+        """Tell the ledger of attempts and moves."""
         if self._attempts or self._moves:
             attempts, self._attempts = self._attempts, []
             moves, self._moves = self._moves, []
             self._ledger.settle(self._run, attempts, moves)
+            self.moved = self.moved or bool(moves)
+
+    def flush_if_due(self) -> None:
+        """Called after each turn of the coordinator's loop in which something of this user has ended.
+
+        What went well may wait a moment: it is in the index already, and a kill costs a line of the ledger's history.
+        What failed may not: it has to be counted whoever is killed.
+        """
+        now = self._clock.monotonic()
+        late = now - self._noted_at >= FLUSH_SECONDS
+        if late or self._moves or len(self._attempts) >= FLUSH_ATTEMPTS:
+            self._noted_at = now
+            self.flush()
+
+    def rest(self) -> None:
+        """The turn is over and nothing of it runs: all that is there is committed, and what can be is published.
+
+        The next turn goes on from what index and ledger say, and from `kept`.
+        """
+        self.flush()
+        self.publish_if_due(last=True)
+        self._kept.waiting.update(item.record.id for item in self._publisher.ready)
 
     def publish_if_due(self, *, last: bool = False) -> None:
         """Publish what is ready, when enough has gathered or some time has passed or nothing more is coming."""
@@ -829,6 +894,7 @@ class UserPipeline:
             return
         self.flush()
         done = self._publisher.publish(now, self._is_live)
+        self.moved = True
         # Their chunks are gone since: cut again.
         self._to_chunk.extend(done.without_chunks)
         self._work.published += len(done.items)
@@ -846,6 +912,8 @@ class UserPipeline:
     def _note(self, unit: Unit, piece: Piece, failure: Failure | None, cost: Cost) -> None:
         """Write the attempt down. An order of texts belongs to many items; its failure is told of one of them."""
         part = f"page {piece.page}" if unit.stage is Stage.OCR else ""
+        if failure is not None:
+            self._noted_at = -math.inf
         if piece.item is not None:
             self._attempts.append(attempt_of(piece.item.record.id, unit.stage, part, failure, cost))
         elif failure is not None and piece.texts:

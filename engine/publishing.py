@@ -68,7 +68,7 @@ class Publisher:
         self._removals.discard(key)
 
     def is_due(self, now: float, *, quiet: bool, last: bool) -> bool:
-        """Enough has gathered, or some time has passed, or nothing more is coming (`quiet`; `last`: in this run)."""
+        """Enough has gathered, or some time has passed, or nothing more is coming (`quiet`; `last`: in this turn)."""
         if not (self.ready or self._removals):
             return False
         if self._writer.model not in ("", self._plan.model) and not quiet:

@@ -25,6 +25,7 @@ from engine.ledger import SqlLedger, open_ledger
 from engine.model import Lane, UserId
 from engine.opening import desk_for, make_data_dir
 from engine.plan import make_plan
+from engine.policy.turns import Rules, rules_for
 from engine.ports import StageFailed
 from engine.settings import LEDGER_FILE, Settings
 from engine.survey import Orders
@@ -81,11 +82,13 @@ def run(
     orders: Orders,
     reporter: Reporter,
     until: float | None = None,
+    turns: Rules | None = None,
 ) -> RunReport:
     """Bring the given users (None: all) up to date, and say how it went.
 
-    until: seconds since the epoch after which nothing new is begun. Raises UsageError (unknown user) and
-    CannotRunError (data directory, scheduler, disk). SIGINT and SIGTERM end it, resumable, with code 130.
+    until: seconds since the epoch after which nothing new is begun. turns: how users take turns, if not as usual.
+    Raises UsageError (unknown user) and CannotRunError (data directory, scheduler, disk). SIGINT and SIGTERM end it,
+    resumable, with code 130.
     """
     clock = SystemClock()
     require_languages(settings)
@@ -113,6 +116,7 @@ def run(
             run=number,
             lane=lane,
             orders=orders,
+            turns=turns or _turns_at(desk),
             until=until,
             ledger=ledger,
             open_ledger=lambda: open_own_ledger(settings),
@@ -133,6 +137,12 @@ def run(
         # Without the troubles: they name people's folders, and outlive the people here.
         ledger.end_run(number, report.exit_code, {**report.to_json(), "troubles": len(report.troubles)})
         return report
+
+
+def _turns_at(desk: Desk) -> Rules:
+    limits = desk.limits
+    workers = min(limits.max_total_workers, limits.cpu_limit + 1)
+    return rules_for(workers=workers, workers_per_user=limits.max_workers_per_user)
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """Look at one user after the other: what has changed in the sources, and is there anything to do?
 
-    users --> try_survey: lock, list, compare --> Surveyed --> the coordinator's loop
+    users --> try_survey: lock, list, compare, let go --> Surveyed --> the coordinator's loop
                  |
                  +-- another process has the lock: come back later, again and again
 
-Rule: runs on its own thread with its own ledger, so that workers never wait for a listing. Takes the user's lock first
-and hands it on; reads no content and opens no index: what an index looks like from outside (its stamp) is enough to
-know that nothing has happened to it.
+Rule: runs on its own thread with its own ledger, so that workers never wait for a listing, and goes through all users
+without waiting for any: what there is to do is known as early as it can be. Holds the user's lock while it looks and no
+longer; reads no content and opens no index: what an index looks like from outside (its stamp) is enough to know that
+nothing has happened to it.
 """
 
 from __future__ import annotations
@@ -15,32 +16,26 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from engine.errors import SourceUnavailable, UsageError
-from engine.model import Counts, Failure, ItemState, SourceId, UserId
+from engine.model import Counts, Failure, ItemState, RunId, SourceId, UserId
 from engine.policy.retries import worth_another_run
-from engine.ports import Ledger, Source, UserRecord
+from engine.ports import Ledger, UserRecord
 from engine.reasons import Reason
 from engine.settings import INDEXES_FOLDER
 from engine.sources.uri import open_source
 from engine.telemetry import Notice
 from indexes import lock, paths
 from indexes.errors import IndexBusy, IndexFault
-from indexes.records import ItemKey
 
-#: Users whose work is under way at once. Enough that there is always somebody to take a free core, few enough that
-#: their indexes and queues stay small.
-MOST_USERS = 8
 #: How long an interrupted run waits for the listing that is under way.
 STOP_SECONDS = 2.0
 #: How often a user that another process works on is tried again.
 RETRY_SECONDS = 0.25
-#: Removals are names only; all of them are taken up at once.
-_ALL = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +54,10 @@ class Orders:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surveyed:
-    """A user that has been looked at.
+    """A user that has been looked at. Its lock has been let go of: others may have written since.
 
-    lock_fd      holds the user's lock; whoever has this record closes it; -1: let go of, there was nothing to do
-    removed      keys that left the ledger, and that the index may still hold
+    stamp        of the index, as it was looked at (indexes.paths.stamp)
+    departed     there are keys that left the ledger, and that the index may still hold
     must_look    the ledger may disagree with the index: compare them before anything else
     counts       by the ledger, after the listing
     new, changed, held   over all sources
@@ -71,9 +66,8 @@ class Surveyed:
 
     user: UserRecord
     folder: Path
-    lock_fd: int
-    sources: Mapping[SourceId, Source] = field(default_factory=dict)
-    removed: tuple[ItemKey, ...] = ()
+    stamp: str = ""
+    departed: bool = False
     must_look: bool = False
     counts: Counts = field(default_factory=Counts)
     new: int = 0
@@ -84,41 +78,49 @@ class Surveyed:
     @property
     def to_do(self) -> bool:
         """Something has to be done about this user."""
-        return self.must_look or bool(self.removed) or self.counts.pending > 0 or self.counts.attachments_pending > 0
+        return self.must_look or self.departed or self.counts.pending > 0 or self.counts.attachments_pending > 0
 
 
 def try_survey(
-    user: UserId, *, ledger: Ledger, data_dir: Path, versions: str, extracts: tuple[str, str], orders: Orders
-) -> Surveyed:
-    """Lock, list, compare. Raises IndexBusy when another process writes this user; UsageError for no such user."""
-    record = ledger.find_user(user)
-    if record is None:
-        raise UsageError(f"there is no user {user!r}; `nightmill users list` names them")
-    folder = paths.make_user_dir(data_dir / INDEXES_FOLDER, user)
-    lock_fd = lock.take(folder)
-    try:
-        return _survey(record, folder, lock_fd, ledger, data_dir, versions, extracts, orders)
-    except BaseException:
-        os.close(lock_fd)
-        raise
-
-
-def _survey(
-    record: UserRecord,
-    folder: Path,
-    lock_fd: int,
+    user: UserId,
+    *,
+    run: RunId,
     ledger: Ledger,
     data_dir: Path,
     versions: str,
     extracts: tuple[str, str],
     orders: Orders,
 ) -> Surveyed:
-    sources: dict[SourceId, Source] = {}
+    """Lock, list, compare; a user with nothing to do is done. Raises IndexBusy when another process writes this user;
+    UsageError for no such user."""
+    record = ledger.find_user(user)
+    if record is None:
+        raise UsageError(f"there is no user {user!r}; `nightmill users list` names them")
+    folder = paths.make_user_dir(data_dir / INDEXES_FOLDER, user)
+    lock_fd = lock.take(folder)
+    try:
+        surveyed = _survey(record, folder, ledger, data_dir, versions, extracts, orders)
+        if not surveyed.to_do:
+            ledger.user_done(user, run, index_stamp=surveyed.stamp, versions=versions)
+        return surveyed
+    finally:
+        os.close(lock_fd)
+
+
+def _survey(
+    record: UserRecord,
+    folder: Path,
+    ledger: Ledger,
+    data_dir: Path,
+    versions: str,
+    extracts: tuple[str, str],
+    orders: Orders,
+) -> Surveyed:
     troubles: list[str] = []
     new = changed = held = 0
     for known in ledger.sources(record.name):
         try:
-            source = sources[known.id] = open_source(known.uri, own_folder=str(data_dir))
+            source = open_source(known.uri, own_folder=str(data_dir))
         except UsageError as error:
             _source_failed(ledger, known.id, SourceUnavailable(Reason.SOURCE_UNREADABLE, str(error)), troubles)
             continue
@@ -145,15 +147,14 @@ def _survey(
                 raise trouble
         except SourceUnavailable as error:
             _source_failed(ledger, known.id, error, troubles)
-    _make_pending(ledger, record, versions, extracts, orders)
+    make_pending(ledger, record, versions, extracts, orders)
     stamp = paths.stamp(folder)
     has_index = bool(stamp) or record.generation != 0
     return Surveyed(
         user=record,
         folder=folder,
-        lock_fd=lock_fd,
-        sources=sources,
-        removed=tuple((int(source), str(key)) for source, key in ledger.departed(record.name, limit=_ALL)),
+        stamp=stamp,
+        departed=bool(ledger.departed(record.name, limit=1)),
         must_look=stamp != record.index_stamp or (has_index and (record.versions != versions or orders.full)),
         counts=ledger.counts(record.name),
         new=new,
@@ -204,7 +205,7 @@ def preview(user: UserId, *, ledger: Ledger, data_dir: Path, orders: Orders) -> 
     return found
 
 
-def _make_pending(ledger: Ledger, record: UserRecord, versions: str, extracts: tuple[str, str], orders: Orders) -> None:
+def make_pending(ledger: Ledger, record: UserRecord, versions: str, extracts: tuple[str, str], orders: Orders) -> None:
     """Items that are tried again though they have not changed."""
     other_reader = bool(record.versions) and not record.versions.startswith("|".join(extracts))
     if orders.full or other_reader:
@@ -228,6 +229,20 @@ class Trouble:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A user that is registered no longer."""
+
+    user: UserId
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """A user that others were writing when its turn came (`Surveyor.wait_for`), and that they write no longer."""
+
+    user: UserId
+
+
 class Client(Protocol):
     """What the surveyor's thread needs of the coordinator. Each method may be called from that thread."""
 
@@ -239,8 +254,8 @@ class Client(Protocol):
         """Lock and look at one user. Raises IndexBusy."""
         ...
 
-    def nothing_to_do(self, surveyed: Surveyed, ledger: Ledger) -> Surveyed:
-        """Note in the ledger that the user is up to date, and let go of the lock."""
+    def is_busy(self, user: UserId) -> bool:
+        """Somebody is writing the user's index."""
         ...
 
     def ask_for_promotion(self, user: UserId) -> None:
@@ -253,38 +268,36 @@ class Client(Protocol):
 
 
 class Surveyor:
-    """Looks at one user after the other, on a thread of its own, a few ahead of the loop.
+    """Looks at one user after the other, on a thread of its own, and tells the loop of each: one word for each user.
 
     Users that another process is writing come last, again and again, until they are free.
     """
 
     def __init__(self, client: Client, users: Sequence[UserId]) -> None:
-        self.total = len(users)
         self._client = client
-        self._users = deque(users)
-        self._ready: queue.SimpleQueue[Surveyed | Notice | Trouble | BaseException] = queue.SimpleQueue()
-        self._waited_for: set[UserId] = set()
+        self._left = deque(users)
+        self._ready: queue.SimpleQueue[Surveyed | Trouble | Removed | Freed | Notice | BaseException] = (
+            queue.SimpleQueue()
+        )
+        self._handed_back: queue.SimpleQueue[UserId] = queue.SimpleQueue()
+        #: Those of `_left` that have been looked at: only their lock is waited for.
+        self._seen: set[UserId] = set()
+        self._said: set[UserId] = set()
         self._is_waiting = False
-        self._room = threading.Semaphore(MOST_USERS)
         self._stopped = threading.Event()
-        self._ended = threading.Event()
+        self._news = threading.Event()
         self._thread = threading.Thread(target=self._work, name="surveyor", daemon=True)
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
 
-    @property
-    def done(self) -> bool:
-        """Every user has been handed over."""
-        return self._ended.is_set() and self._ready.empty()
-
     def waiting_for(self) -> Sequence[UserId]:
         """The users that are left, when others are writing all of them."""
-        return tuple(self._users) if self._is_waiting else ()
+        return tuple(self._left) if self._is_waiting else ()
 
-    def next_ready(self) -> Surveyed | Notice | Trouble | None:
-        """A user that was looked at, or something to say; None: nothing now. Raises what ended the thread."""
+    def next_ready(self) -> Surveyed | Trouble | Removed | Freed | Notice | None:
+        """What has become of a user, or something to say; None: nothing now. Raises what ended the thread."""
         try:
             found = self._ready.get_nowait()
         except queue.Empty:
@@ -293,75 +306,86 @@ class Surveyor:
             raise found
         return found
 
-    def release(self) -> None:
-        """One of the users handed over is finished."""
-        self._room.release()
+    def wait_for(self, user: UserId) -> None:
+        """Others are writing a user that was handed over: say so (`Freed`) when they have ended. Lists nothing anew."""
+        self._handed_back.put(user)
+        self._news.set()
 
     def stop(self) -> None:
-        """Look at no more users; those that were handed over and not taken are let go of."""
+        """Look at no more users."""
         self._stopped.set()
-        self._room.release()
-        # A listing of a slow network folder is not waited for: it writes nothing before it is complete.
-        self._thread.join(STOP_SECONDS)
-        while True:
-            try:
-                left = self._ready.get_nowait()
-            except queue.Empty:
-                return
-            if isinstance(left, Surveyed) and left.lock_fd >= 0:
-                os.close(left.lock_fd)
+        self._news.set()
+        if self._thread.is_alive():
+            # A listing of a slow network folder is not waited for: it writes nothing before it is complete.
+            self._thread.join(STOP_SECONDS)
 
     def _work(self) -> None:
         try:
             ledger = self._client.open_ledger()
             try:
-                while self._users and not self._stopped.is_set():
-                    self._next(ledger)
+                self._look_at_all(ledger)
             finally:
                 ledger.close()
         except BaseException as error:  # noqa: BLE001 - raised again by the loop, which can act on it
             self._ready.put(error)
-        finally:
-            self._ended.set()
             self._client.wake()
 
-    def _next(self, ledger: Ledger) -> None:
-        self._room.acquire()
-        if self._stopped.is_set():
-            return
+    def _look_at_all(self, ledger: Ledger) -> None:
         busy = 0
-        while self._users and not self._stopped.is_set():
-            user = self._users.popleft()
-            try:
-                surveyed = self._client.survey(user, ledger)
-            except IndexBusy:
-                self._users.append(user)
+        while not self._stopped.is_set():
+            self._take_those_handed_back()
+            if not self._left:
+                self._wait_for_news(None)
+                continue
+            user = self._left.popleft()
+            found = self._try(user, ledger)
+            if found is None:
+                self._left.append(user)
                 self._client.ask_for_promotion(user)
                 busy += 1
-                if busy >= len(self._users):
+                if busy >= len(self._left):
+                    # All that are left are being written by others: look again in a while.
                     self._is_waiting = True
                     self._say_waiting()
-                    # All that are left are being written by others: look again in a while.
-                    self._stopped.wait(RETRY_SECONDS)
+                    self._wait_for_news(RETRY_SECONDS)
                     busy = 0
                 continue
-            except (IndexFault, OSError) as error:
-                self._ready.put(Trouble(user, str(error)))
-                self._client.wake()
-                continue
-            except UsageError:
-                self._ready.put(Notice(f"{user} was removed while the run went on"))
-                continue
             busy, self._is_waiting = 0, False
-            self._ready.put(surveyed if surveyed.to_do else self._client.nothing_to_do(surveyed, ledger))
+            self._ready.put(found)
             self._client.wake()
-            if surveyed.to_do:
+
+    def _try(self, user: UserId, ledger: Ledger) -> Surveyed | Trouble | Removed | Freed | None:
+        """What is to be said of a user; None: others are writing it."""
+        try:
+            if user not in self._seen:
+                return self._client.survey(user, ledger)
+            if self._client.is_busy(user):
+                return None
+            self._seen.discard(user)
+            return Freed(user)
+        except IndexBusy:
+            return None
+        except (IndexFault, OSError) as error:
+            return Trouble(user, str(error))
+        except UsageError:
+            return Removed(user)
+
+    def _take_those_handed_back(self) -> None:
+        while True:
+            try:
+                user = self._handed_back.get_nowait()
+            except queue.Empty:
                 return
-        self._room.release()
+            self._seen.add(user)
+            self._left.append(user)
+
+    def _wait_for_news(self, seconds: float | None) -> None:
+        self._news.wait(seconds)
+        self._news.clear()
 
     def _say_waiting(self) -> None:
-        news = [user for user in self._users if user not in self._waited_for]
-        self._waited_for.update(news)
+        news = [user for user in self._left if user not in self._said]
+        self._said.update(news)
         if news:
             names = ", ".join(news[:5]) + (f" and {len(news) - 5} more" if len(news) > 5 else "")
             self._ready.put(Notice(f"another process is working on {names}; waiting for it"))
