@@ -360,6 +360,7 @@ class Coordinator:
                 work=self._work,
                 most_items=DEBUG_FILES if self._settings.debug_mode else None,
                 remove_nothing=self._orders.remove_nothing,
+                only=surveyed.only,
             )
         except BaseException:
             stack.close()
@@ -384,7 +385,8 @@ class Coordinator:
             opened.parts.clear()
         self._close_user(opened)
         stamp = paths.stamp(opened.surveyed.folder)
-        self._ledger.user_done(user, self._run, index_stamp=stamp, versions=self._plan.versions)
+        partly = bool(opened.surveyed.only)
+        self._ledger.user_done(user, self._run, index_stamp=stamp, versions=self._plan.versions, partly=partly)
         self._users_done += 1
 
     def _close_user(self, opened: _Open) -> None:
@@ -658,7 +660,8 @@ class Coordinator:
     def nothing_to_do(self, surveyed: Surveyed, ledger: Ledger) -> Surveyed:
         """Note in the ledger that the user is up to date, and let go of the lock."""
         stamp = paths.stamp(surveyed.folder)
-        ledger.user_done(surveyed.user.name, self._run, index_stamp=stamp, versions=self._plan.versions)
+        name, partly = surveyed.user.name, bool(surveyed.only)
+        ledger.user_done(name, self._run, index_stamp=stamp, versions=self._plan.versions, partly=partly)
         os.close(surveyed.lock_fd)
         return replace(surveyed, lock_fd=-1)
 

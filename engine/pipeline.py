@@ -98,12 +98,16 @@ class UserPipeline:
         work: Work,
         most_items: int | None = None,
         remove_nothing: bool = False,
+        only: Collection[SourceId] = (),
     ) -> None:
-        """most_items, remove_nothing: a trial, which reads so many items and takes none out of the index."""
+        """most_items, remove_nothing: a trial, which reads so many items and takes none out of the index.
+
+        only: work on the items of these sources; empty for all.
+        """
         self.user = user
         self._run, self._plan, self._ledger, self._writer = run, plan, ledger, writer
         self._sources, self._parts, self._clock, self._reporter, self._work = sources, parts, clock, reporter, work
-        self._most_items = most_items
+        self._most_items, self._only = most_items, only
         #: Pending items that a trial does not read.
         self._left_out: set[ItemId] = set()
         self._items: dict[ItemId, Item] = {}
@@ -196,7 +200,7 @@ class UserPipeline:
             # What has been settled since the last time must not be taken up again.
             self.flush()
             beyond = [*self._items, *self._held, *self._left_out]
-            found = self._ledger.pending(self.user, limit=WINDOW_ITEMS, beyond=beyond)
+            found = self._ledger.pending(self.user, limit=WINDOW_ITEMS, beyond=beyond, sources=self._only)
             self._exhausted = len(found) < WINDOW_ITEMS
             for record in found:
                 if not self._may_take(record):

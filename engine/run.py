@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -95,15 +95,17 @@ def run(
     orders: Orders,
     reporter: Reporter,
     until: float | None = None,
+    own_signals: bool = True,
 ) -> RunReport:
     """Bring the given users (None: all) up to date, and say how it went.
 
     until: seconds since the epoch after which nothing new is begun. Raises UsageError (unknown user) and
-    CannotRunError (data directory, scheduler, disk). SIGINT and SIGTERM end it, resumable, with code 130.
+    CannotRunError (data directory, scheduler, disk). SIGINT and SIGTERM end it, resumable, with code 130; without
+    `own_signals` they are left to the program that we are a part of.
     """
     clock = SystemClock()
     require_languages(settings)
-    _make_data_dir(settings)
+    make_data_dir(settings)
     free = guards.disk_free_bytes(settings.data_dir)
     if free < settings.disk_reserve_bytes:
         raise CannotRunError(
@@ -136,7 +138,7 @@ def run(
             clock=clock,
         )
         try:
-            with _signals(coordinator.interrupt):
+            with _signals(coordinator.interrupt) if own_signals else nullcontext():
                 report = coordinator.work_through(chosen)
         except BaseException as error:
             code = error.exit_code if isinstance(error, NightmillError) else NightmillError.exit_code
@@ -176,7 +178,8 @@ def _closing(ledger: SqlLedger) -> Iterator[SqlLedger]:
         ledger.close()
 
 
-def _make_data_dir(settings: Settings) -> None:
+def make_data_dir(settings: Settings) -> None:
+    """The data directory, for its owner alone. Raises CannotRunError."""
     try:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
