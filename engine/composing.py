@@ -231,7 +231,7 @@ def _people(name: str, given: object) -> str:
 
 def _person(name: str, address: str) -> str:
     address = re.sub(r"[\s<>,\"]", "", address)
-    quoted = name.replace("\\", "\\\\").replace('"', '\\"')
+    quoted = name.replace("\\", "\\\\").replace('"', "'")
     return f'"{quoted}" <{address}>' if name and address else address or (f'"{quoted}"' if name else "")
 
 

@@ -32,13 +32,15 @@ from engine.settings import Settings, load_settings
 from engine.sources import beneath, given
 from engine.sources.rules import DEFAULT_MAX_SIZE_BYTES
 from engine.survey import Orders
-from engine.telemetry import Event, Guarded, ItemSettled, Progressed
+from engine.telemetry import Event, Guarded, ItemSettled, Progressed, UserBegan
 
 _log = logging.getLogger(__name__)
 
 OnProgress = Callable[[float, str], None]
 #: Of the span between `start` and `end`, what keeping takes: it is copying, the rest is reading and embedding.
 _KEEPING_SHARE: Final = 0.1
+#: Items brought to the disk together: the wait for it is then a small part of writing them.
+_TOGETHER: Final = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,6 +318,7 @@ def _bring_in(
     reporter = Guarded(progress)
     reporter.say(_BEGUN)
     keeping = _Keeping(forms=forms, kind=kind, settings=settings, progress=progress)
+    progress.records = lambda: _records(user, uri, keeping, settings)
     troubles: tuple[str, ...] = ()
     if forms:
         report = run(
@@ -334,7 +337,7 @@ def _bring_in(
         if not keeping.done:
             said = "; ".join(troubles) or f"{user} was removed meanwhile; nothing of what was given is kept"
             raise CannotRunError(said)
-    result = _result(user, uri, keeping, settings)
+    result = _result(user, keeping, _records(user, uri, keeping, settings))
     if result.pending and troubles:
         raise CannotRunError(f"{'; '.join(troubles)}; what was given is kept, and the next run goes on with it")
     progress.finish()
@@ -373,7 +376,9 @@ class _Keeping:
                 reason = Reason.DISK_FULL if error.errno in beneath.NO_ROOM else Reason.UNREADABLE
                 self.failures[number] = Failure(reason=reason, detail=f"it could not be kept: {error.strerror}")
             self.progress.kept += 1
-        keeper.close()
+            if (number + 1) % _TOGETHER == 0:
+                keeper.settle()
+        keeper.settle()
         self.done = True
 
     def _keep(self, keeper: given.Keeper, number: int, form: _Form) -> None:
@@ -381,21 +386,22 @@ class _Keeping:
             free = guards.disk_free_bytes(self.settings.data_dir)
             if free - opened.size_bytes < self.settings.disk_reserve_bytes:
                 raise beneath.failed(Reason.DISK_FULL, f"{free // 10**6:,} MB are free; NIGHTMILL_DISK_RESERVE is kept")
-            path = given.label_path(opened.path)
-            self.progress.waiting[path] += 1
-            self.keys[number] = opened.key
-            if not keeper.keep(opened.key, path, opened.content, modified=opened.modified):
+            if not keeper.keep(opened.key, opened.path, opened.content, modified=opened.modified):
                 self.unchanged.add(number)
-                self.progress.waiting[path] -= 1
+            self.keys[number] = opened.key
 
 
-def _result(user: UserId, uri: str, keeping: _Keeping, settings: Settings) -> GivenReport:
-    """How each item ended, as the ledger has it."""
+def _records(user: UserId, uri: str, keeping: _Keeping, settings: Settings) -> list[ItemRecord]:
+    """What was kept, with its attachments, as the ledger has it."""
     with closing(open_own_ledger(settings)) as ledger:
         source = next((known.id for known in ledger.sources(user) if known.uri == uri), None)
         if source is None:
             raise CannotRunError(f"{uri} of {user} was removed meanwhile; nothing of what was given is kept")
-        records = ledger.find_trees(source, sorted(set(keeping.keys.values())))
+        return ledger.find_trees(source, sorted(set(keeping.keys.values())))
+
+
+def _result(user: UserId, keeping: _Keeping, records: Sequence[ItemRecord]) -> GivenReport:
+    """How each item ended."""
     by_id = {record.id: record for record in records}
     trees: dict[ItemKey, list[ItemRecord]] = {}
     for record in records:
@@ -449,7 +455,8 @@ _BEGUN: Final = Progressed(indexed=0, skipped=0, failed=0, pending=0, users_done
 class _Progress:
     """What a run reports -> percent between `start` and `end`, rising, told in the caller's thread.
 
-    `kept` and `waiting` are filled in by the thread that keeps; the rest belongs to the caller's.
+    kept     counted by the thread that keeps; all else belongs to the caller's
+    records  asked when the work begins: what of it is still to be done, by a call that was killed perhaps
     """
 
     def __init__(self, start: float, end: float, tell: OnProgress | None, total: int) -> None:
@@ -462,19 +469,22 @@ class _Progress:
         self._last: float | None = None
         self._finished = False
         self.kept = 0
-        #: Paths of items that were kept and have not ended -> how many of them.
-        self.waiting: Counter[str] = Counter()
+        self.records: Callable[[], Sequence[ItemRecord]] = tuple
+        #: Paths of items that have not ended -> how many of them; None before the work begins.
+        self._waiting: Counter[str] | None = None
 
     def say(self, event: Event) -> None:
         """telemetry.Reporter. What `on_progress` raises is for Guarded to swallow."""
         match event:
+            case UserBegan():
+                top = [record for record in self.records() if record.parent is None]
+                self._waiting = Counter(record.path for record in top if record.state is ItemState.PENDING)
             case ItemSettled():
-                if self.waiting[event.path] > 0:
-                    self.waiting[event.path] -= 1
+                if self._waiting is not None and self._waiting[event.path] > 0:
+                    self._waiting[event.path] -= 1
             case Progressed():
-                kept, waiting = self.kept, self.waiting.total()
-                settled = max(0, kept - waiting)
-                done = _KEEPING_SHARE * kept + (1 - _KEEPING_SHARE) * settled
+                settled = 0 if self._waiting is None else max(0, self._total - self._waiting.total())
+                done = _KEEPING_SHARE * self.kept + (1 - _KEEPING_SHARE) * settled
                 # Never `end` itself, which says that all of it is over.
                 share = min(done / self._total, 0.999) if self._total else 0.0
                 self._say(self._start + (self._end - self._start) * share, f"{settled:,} of {self._total:,} done")
