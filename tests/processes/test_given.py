@@ -228,12 +228,13 @@ def _list_only(settings: Settings, home: Path) -> None:
 def test_another_model_is_brought_to_the_whole_index(settings: Settings) -> None:
     """An index has one model: the first call after a change does all of the user, and mixes nothing."""
     create_email_embeddings("ann", mails("avocet", "bittern"), settings=settings)
+    create_file_embeddings("ann", [{"name": "dunlin.txt", "content": "A dunlin was seen."}], settings=settings)
     fast = replace(settings, embedder="fast")
     report = create_email_embeddings("ann", mails("curlew", first=2), settings=fast)
     assert report.indexed == 1
-    assert runs(settings)["published"] == 3
+    assert runs(settings)["published"] == 4
     answer = search(settings.data_dir / INDEXES_FOLDER, ANN, "a bittern", mode="vector")
-    assert {hit.path for hit in answer.hits} == {"m0", "m1", "m2"}
+    assert {hit.path for hit in answer.hits} == {"m0", "m1", "m2", "dunlin.txt"}
 
 
 def test_whoever_writes_the_index_is_waited_for(settings: Settings) -> None:
