@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from engine.errors import SchedulerUnreachable as SchedulerUnreachable
     from engine.errors import SettingsError as SettingsError
     from engine.errors import UsageError as UsageError
+    from engine.given import GivenFailure as GivenFailure
+    from engine.given import GivenReport as GivenReport
+    from engine.given import create_email_embeddings as create_email_embeddings
+    from engine.given import create_file_embeddings as create_file_embeddings
+    from engine.given import create_schedule_embeddings as create_schedule_embeddings
     from engine.manager import ThreadPoolManager as ThreadPoolManager
     from engine.manager import get_stats as get_stats
     from engine.manager import get_thread_pool_manager as get_thread_pool_manager
@@ -24,12 +29,17 @@ if TYPE_CHECKING:
 #: Public name -> the module that has it.
 _HOMES = {
     "CannotRunError": "engine.errors",
+    "GivenFailure": "engine.given",
+    "GivenReport": "engine.given",
     "ItemFailure": "engine.model",
     "NightmillError": "engine.errors",
     "SchedulerUnreachable": "engine.errors",
     "SettingsError": "engine.errors",
     "ThreadPoolManager": "engine.manager",
     "UsageError": "engine.errors",
+    "create_email_embeddings": "engine.given",
+    "create_file_embeddings": "engine.given",
+    "create_schedule_embeddings": "engine.given",
     "get_stats": "engine.manager",
     "get_thread_pool_manager": "engine.manager",
     "process_parallel": "engine.manager",

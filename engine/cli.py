@@ -401,9 +401,9 @@ def _users_add(settings: Settings, given: argparse.Namespace) -> int:
         assert ledger is not None
         ledger.add_user(UserId(given.name), uris, weight=given.weight)
         sources = [source.uri for source in ledger.sources(UserId(given.name))]
-    for uri in uris:
-        place = parse_uri(uri).path
-        if not os.path.exists(place):
+    for uri in map(parse_uri, uris):
+        place = uri.path
+        if os.path.isabs(place) and not os.path.exists(place):
             print(
                 f"note: {printable(place)} is not there now; until it is, this source is listed as missing",
                 file=sys.stderr,

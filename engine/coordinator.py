@@ -118,6 +118,7 @@ class _Known:
     stamp      of its index when it was last seen (paths.stamp): another one means that somebody else has written
     must_look  ledger and index are to be compared, whatever the stamp is
     counts     by the ledger then
+    only       the sources that this run is about; empty: all
     begun      it has had a turn
     """
 
@@ -126,6 +127,7 @@ class _Known:
     stamp: str
     must_look: bool
     counts: Counts
+    only: tuple[SourceId, ...] = ()
     begun: bool = False
     kept: Kept = field(default_factory=Kept)
 
@@ -357,6 +359,7 @@ class Coordinator:
                     stamp=found.stamp,
                     must_look=found.must_look,
                     counts=found.counts,
+                    only=found.only,
                 )
                 self._turns.join(user, found.user.weight)
 
@@ -488,7 +491,7 @@ class Coordinator:
             if self._orders.full and not known.begun:
                 writer.forget_reads()
                 # Others may have settled since the survey what was to be read anew.
-                make_pending(self._ledger, record, self._plan.versions, self._plan.extracts, self._orders)
+                make_pending(self._ledger, record, self._plan.versions, self._plan.extracts, self._orders, known.only)
             if known.must_look:
                 self._ledger.reconcile(user, writer.generation, self._current(writer.published()))
             removed = {(int(source), str(key)) for source, key in self._ledger.departed(user, limit=_ALL)}
@@ -502,7 +505,7 @@ class Coordinator:
                 plan=self._plan,
                 ledger=self._ledger,
                 writer=writer,
-                sources=self._open_sources(user),
+                sources=self._open_sources(user, folder),
                 removed=removed,
                 parts=parts,
                 clock=self._clock,
@@ -512,6 +515,7 @@ class Coordinator:
                 has_parts=counts.attachments > 0,
                 most_items=DEBUG_FILES if self._settings.debug_mode else None,
                 remove_nothing=self._orders.remove_nothing,
+                only=known.only,
             )
         except BaseException:
             stack.close()
@@ -523,12 +527,14 @@ class Coordinator:
         known.begun, known.must_look = True, False
         return _Open(known=known, folder=folder, pipeline=pipeline, stack=stack, writer=writer, parts=parts)
 
-    def _open_sources(self, user: UserId) -> dict[SourceId, Source]:
+    def _open_sources(self, user: UserId, folder: Path) -> dict[SourceId, Source]:
         """Those that cannot be opened are left out; the survey has said so."""
         sources: dict[SourceId, Source] = {}
         for source in self._ledger.sources(user):
             with suppress(UsageError):
-                sources[source.id] = open_source(source.uri, own_folder=str(self._settings.data_dir))
+                sources[source.id] = open_source(
+                    source.uri, own_folder=str(self._settings.data_dir), user_folder=folder
+                )
         return sources
 
     def _current(self, published: Mapping[ItemKey, Published]) -> dict[tuple[SourceId, ListedKey], Fingerprint]:
@@ -547,7 +553,8 @@ class Coordinator:
         # Under the lock, so that the stamp is of what we leave behind.
         opened.writer.close()
         stamp = paths.stamp(opened.folder)
-        self._ledger.user_done(opened.user, self._run, index_stamp=stamp, versions=self._plan.versions)
+        partly = bool(opened.known.only)
+        self._ledger.user_done(opened.user, self._run, index_stamp=stamp, versions=self._plan.versions, partly=partly)
         self._close_user(opened)
         self._drop(opened.user)
 

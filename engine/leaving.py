@@ -13,6 +13,8 @@ from pathlib import Path
 from engine.errors import CannotRunError, UsageError
 from engine.model import RunId, UserId
 from engine.ports import Ledger
+from engine.sources import given
+from engine.sources.uri import parse_uri
 from indexes import lock, paths
 from indexes.errors import IndexBusy
 from indexes.writer import open_writer
@@ -63,6 +65,10 @@ def remove_sources(user: UserId, uris: Sequence[str], *, ledger: Ledger, root: P
     folder = paths.make_user_dir(root, user)
     held = _take_lock(user, folder)
     try:
+        for parsed in map(parse_uri, uris):
+            if parsed.scheme == given.SCHEME:
+                # What was handed over is ours to destroy. First: after a kill the source is still there to remove.
+                given.forget(folder, parsed.path)
         for uri in uris:
             ledger.remove_source(known[uri])
         departed = ledger.departed(user, limit=10**9)

@@ -129,15 +129,17 @@ class UserPipeline:
         has_parts: bool,
         most_items: int | None = None,
         remove_nothing: bool = False,
+        only: Collection[SourceId] = (),
     ) -> None:
         """has_parts: the ledger knows attachments of this user's items. kept: from the turn before.
 
+        only: work on the items of these sources; empty for all.
         most_items, remove_nothing: a trial, which reads so many items and takes none out of the index.
         """
         self.user = user
         self._run, self._plan, self._ledger, self._writer = run, plan, ledger, writer
         self._sources, self._parts, self._clock, self._reporter, self._work = sources, parts, clock, reporter, work
-        self._kept, self._has_parts, self._most_items = kept, has_parts, most_items
+        self._kept, self._has_parts, self._most_items, self._only = kept, has_parts, most_items, only
         #: Pending items that a trial does not read.
         self._left_out: set[ItemId] = set()
         self._items: dict[ItemId, Item] = {}
@@ -227,7 +229,7 @@ class UserPipeline:
             self.flush()
             waiting = self._kept.waiting
             beyond = [*self._items, *self._kept.held, *self._left_out, *waiting]
-            found = self._ledger.pending(self.user, limit=WINDOW_ITEMS, beyond=beyond)
+            found = self._ledger.pending(self.user, limit=WINDOW_ITEMS, beyond=beyond, sources=self._only)
             self._exhausted = len(found) < WINDOW_ITEMS and not waiting
             if len(found) < WINDOW_ITEMS:
                 # What waits for the rest of the user is taken up last, and once: not with every turn.

@@ -6,7 +6,7 @@ a Google source is another class with these methods, and no change to policy, pi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -428,8 +428,15 @@ class Ledger(Protocol):
         """Attachments of this item are known."""
         ...
 
-    def pending(self, user: UserId, *, limit: int, beyond: Sequence[ItemId] = ()) -> list[ItemRecord]:
-        """The next items to work on, refresh before first-time, newest first, without those in `beyond`."""
+    def pending(
+        self, user: UserId, *, limit: int, beyond: Sequence[ItemId] = (), sources: Collection[SourceId] = ()
+    ) -> list[ItemRecord]:
+        """The next items to work on, refresh before first-time, newest first, without those in `beyond`; with
+        `sources`, only theirs."""
+        ...
+
+    def find_trees(self, source: SourceId, keys: Sequence[ItemKey]) -> list[ItemRecord]:
+        """The items of these keys with their attachments, parents before their parts."""
         ...
 
     def settle(self, run: RunId, attempts: Sequence[Attempt], moves: Sequence[Move]) -> None:
@@ -462,7 +469,14 @@ class Ledger(Protocol):
         indexed, items it lacks are pending again. Returns (newly indexed, newly pending)."""
         ...
 
-    def requeue(self, user: UserId | None, *, reasons: Sequence[Reason] = (), states: Sequence[ItemState]) -> int:
+    def requeue(
+        self,
+        user: UserId | None,
+        *,
+        reasons: Sequence[Reason] = (),
+        states: Sequence[ItemState],
+        sources: Collection[SourceId] = (),
+    ) -> int:
         """Make items pending again (`failures retry`, `reindex --full`, new stage versions); returns how many."""
         ...
 
@@ -474,8 +488,8 @@ class Ledger(Protocol):
         """Close it, with its report."""
         ...
 
-    def user_done(self, user: UserId, run: RunId, *, index_stamp: str, versions: str) -> None:
-        """Everything of this user that could be done in this run is done (orders the next night)."""
+    def user_done(self, user: UserId, run: RunId, *, index_stamp: str, versions: str, partly: bool = False) -> None:
+        """Everything of this user that could be done in this run is done (orders the next night, unless `partly`)."""
         ...
 
     def counts(self, user: UserId | None = None) -> Counts:

@@ -24,6 +24,7 @@ class Reason(StrEnum):
     # Failures of one item.
     UNKNOWN_TYPE = "unknown_type"
     EMPTY = "empty"
+    MALFORMED = "malformed"
     UNREADABLE = "unreadable"
     VANISHED = "vanished"
     CHANGED_WHILE_READING = "changed_while_reading"
@@ -80,6 +81,9 @@ CATALOGUE: dict[Reason, Entry] = {
         False, False, "The content is of no type that could be recognised.", "Check the file; exclude it if it is data."
     ),
     Reason.EMPTY: Entry(False, False, "The file has no bytes.", "Restore its content, or exclude it."),
+    Reason.MALFORMED: Entry(
+        False, False, "What was handed over is not of a form that can be kept.", "Give what the detail asks for."
+    ),
     Reason.UNREADABLE: Entry(
         False, True, "The operating system refused to read it.", "Give the engine's account the right to read it."
     ),

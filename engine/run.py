@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from types import FrameType
 from engine import guards, processes
 from engine.clock import SystemClock
 from engine.coordinator import Coordinator, RunReport
+from engine.desk import Desk
 from engine.errors import CannotRunError, NightmillError, SettingsError, UsageError
 from engine.ledger import SqlLedger, open_ledger
 from engine.model import Lane, UserId
@@ -83,12 +84,13 @@ def run(
     reporter: Reporter,
     until: float | None = None,
     turns: Rules | None = None,
+    own_signals: bool = True,
 ) -> RunReport:
     """Bring the given users (None: all) up to date, and say how it went.
 
     until: seconds since the epoch after which nothing new is begun. turns: how users take turns, if not as usual.
     Raises UsageError (unknown user) and CannotRunError (data directory, scheduler, disk). SIGINT and SIGTERM end it,
-    resumable, with code 130.
+    resumable, with code 130; without `own_signals` they are left to the program that we are a part of.
     """
     clock = SystemClock()
     require_languages(settings)
@@ -126,7 +128,7 @@ def run(
             clock=clock,
         )
         try:
-            with _signals(coordinator.interrupt):
+            with _signals(coordinator.interrupt) if own_signals else nullcontext():
                 report = coordinator.work_through(chosen)
         except BaseException as error:
             code = error.exit_code if isinstance(error, NightmillError) else NightmillError.exit_code

@@ -16,7 +16,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -45,11 +45,16 @@ class Orders:
     full             read and embed everything again
     accept_removals  remove what is gone, however much it is
     remove_nothing   a trial: only add
+    only             URIs of the sources to look at and work on; empty: all. After new stage versions, or with another
+                     model, it is all of them: an index changes as a whole
+    prepare          called with the user's folder once its lock is held, before anything is listed
     """
 
     full: bool = False
     accept_removals: bool = False
     remove_nothing: bool = False
+    only: frozenset[str] = frozenset()
+    prepare: Callable[[Path], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,8 @@ class Surveyed:
     counts       by the ledger, after the listing
     new, changed, held   over all sources
     troubles     sources that could not be listed: a line each
+    only         the sources that this run is about, "for all of them" being empty
+    pending      something of these waits to be worked on
     """
 
     user: UserRecord
@@ -74,11 +81,13 @@ class Surveyed:
     changed: int = 0
     held: int = 0
     troubles: tuple[str, ...] = ()
+    only: tuple[SourceId, ...] = ()
+    pending: bool = False
 
     @property
     def to_do(self) -> bool:
         """Something has to be done about this user."""
-        return self.must_look or self.departed or self.counts.pending > 0 or self.counts.attachments_pending > 0
+        return self.must_look or self.departed or self.pending
 
 
 def try_survey(
@@ -101,7 +110,8 @@ def try_survey(
     try:
         surveyed = _survey(record, folder, ledger, data_dir, versions, extracts, orders)
         if not surveyed.to_do:
-            ledger.user_done(user, run, index_stamp=surveyed.stamp, versions=versions)
+            partly = bool(surveyed.only)
+            ledger.user_done(user, run, index_stamp=surveyed.stamp, versions=versions, partly=partly)
         return surveyed
     finally:
         os.close(lock_fd)
@@ -118,9 +128,17 @@ def _survey(
 ) -> Surveyed:
     troubles: list[str] = []
     new = changed = held = 0
-    for known in ledger.sources(record.name):
+    chosen = ledger.sources(record.name)
+    partly = bool(orders.only) and record.versions in ("", versions)
+    if orders.only and orders.only.isdisjoint(known.uri for known in chosen):
+        raise UsageError(f"{record.name} has none of the sources {', '.join(sorted(orders.only))} any more")
+    if partly:
+        chosen = [known for known in chosen if known.uri in orders.only]
+    if orders.prepare is not None:
+        orders.prepare(folder)
+    for known in chosen:
         try:
-            source = open_source(known.uri, own_folder=str(data_dir))
+            source = open_source(known.uri, own_folder=str(data_dir), user_folder=folder)
         except UsageError as error:
             _source_failed(ledger, known.id, SourceUnavailable(Reason.SOURCE_UNREADABLE, str(error)), troubles)
             continue
@@ -147,7 +165,9 @@ def _survey(
                 raise trouble
         except SourceUnavailable as error:
             _source_failed(ledger, known.id, error, troubles)
-    make_pending(ledger, record, versions, extracts, orders)
+    only = tuple(known.id for known in chosen) if partly else ()
+    make_pending(ledger, record, versions, extracts, orders, only)
+    counts = ledger.counts(record.name)
     stamp = paths.stamp(folder)
     has_index = bool(stamp) or record.generation != 0
     return Surveyed(
@@ -156,11 +176,14 @@ def _survey(
         stamp=stamp,
         departed=bool(ledger.departed(record.name, limit=1)),
         must_look=stamp != record.index_stamp or (has_index and (record.versions != versions or orders.full)),
-        counts=ledger.counts(record.name),
+        counts=counts,
         new=new,
         changed=changed,
         held=held,
         troubles=tuple(troubles),
+        only=only,
+        pending=bool(counts.pending or counts.attachments_pending)
+        and (not only or bool(ledger.pending(record.name, limit=1, sources=only))),
     )
 
 
@@ -180,9 +203,10 @@ class Preview:
 def preview(user: UserId, *, ledger: Ledger, data_dir: Path, orders: Orders) -> Preview:
     """List and compare, and write nothing. Raises UsageError for no such user."""
     found = Preview(user=user)
+    folder = paths.user_dir(data_dir / INDEXES_FOLDER, user)
     for known in ledger.sources(user):
         try:
-            source = open_source(known.uri, own_folder=str(data_dir))
+            source = open_source(known.uri, own_folder=str(data_dir), user_folder=folder)
             with ledger.listing(known.id) as listing:
                 complete = not orders.remove_nothing
                 try:
@@ -205,7 +229,14 @@ def preview(user: UserId, *, ledger: Ledger, data_dir: Path, orders: Orders) -> 
     return found
 
 
-def make_pending(ledger: Ledger, record: UserRecord, versions: str, extracts: tuple[str, str], orders: Orders) -> None:
+def make_pending(
+    ledger: Ledger,
+    record: UserRecord,
+    versions: str,
+    extracts: tuple[str, str],
+    orders: Orders,
+    only: tuple[SourceId, ...],
+) -> None:
     """Items that are tried again though they have not changed."""
     other_reader = bool(record.versions) and not record.versions.startswith("|".join(extracts))
     if orders.full or other_reader:
@@ -213,7 +244,8 @@ def make_pending(ledger: Ledger, record: UserRecord, versions: str, extracts: tu
         ledger.requeue(record.name, states=(*states, ItemState.INDEXED) if orders.full else states)
         ledger.requeue(record.name, states=(ItemState.SKIPPED,), reasons=(Reason.UNSUPPORTED_TYPE,))
     else:
-        ledger.requeue(record.name, states=(ItemState.FAILED,), reasons=tuple(filter(worth_another_run, Reason)))
+        again = tuple(filter(worth_another_run, Reason))
+        ledger.requeue(record.name, states=(ItemState.FAILED,), reasons=again, sources=only)
 
 
 def _source_failed(ledger: Ledger, source: SourceId, error: SourceUnavailable, troubles: list[str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -209,10 +209,22 @@ class SqlLedger:
 
     # --- work ----------------------------------------------------------------------------------------------------
 
-    def pending(self, user: UserId, *, limit: int, beyond: Sequence[ItemId] = ()) -> list[ItemRecord]:
-        """The next items to work on, refresh before first-time, newest first, without those in `beyond`."""
+    def pending(
+        self, user: UserId, *, limit: int, beyond: Sequence[ItemId] = (), sources: Collection[SourceId] = ()
+    ) -> list[ItemRecord]:
+        """The next items to work on, refresh before first-time, newest first, without those in `beyond`.
+
+        sources: only items of these; empty for all.
+        """
+        found = _PENDING.where(items.c.source_id.in_(sources)) if sources else _PENDING
         with self._database.read() as connection:
-            rows = connection.execute(_PENDING, {"user": user, "beyond": json.dumps(beyond), "limit": limit})
+            rows = connection.execute(found, {"user": user, "beyond": json.dumps(beyond), "limit": limit})
+            return [_item(row) for row in rows]
+
+    def find_trees(self, source: SourceId, keys: Sequence[ItemKey]) -> list[ItemRecord]:
+        """The items of these keys, as far as there are any, with their attachments; parents before their parts."""
+        with self._database.read() as connection:
+            rows = connection.execute(_TREES_OF_KEYS, {"source": source, "keys": json.dumps(keys)})
             return [_item(row) for row in rows]
 
     def settle(self, run: RunId, attempts: Sequence[Attempt], moves: Sequence[Move]) -> None:
@@ -291,15 +303,25 @@ class SqlLedger:
             connection.execute(update(users).where(users.c.id == row).values(generation=generation))
         return len(newly_indexed), len(newly_pending)
 
-    def requeue(self, user: UserId | None, *, reasons: Sequence[Reason] = (), states: Sequence[ItemState]) -> int:
+    def requeue(
+        self,
+        user: UserId | None,
+        *,
+        reasons: Sequence[Reason] = (),
+        states: Sequence[ItemState],
+        sources: Collection[SourceId] = (),
+    ) -> int:
         """Make items pending again (`failures retry`, `reindex --full`, new stage versions); returns how many.
 
-        user: None for all. reasons: only items that have one of them; empty for any. What a rule of its source
-        leaves out stays skipped. Nothing is written when there is no such item.
+        user: None for all. reasons: only items that have one of them; empty for any. sources: only items of these;
+        empty for all. What a rule of its source leaves out stays skipped. Nothing is written when there is no such
+        item.
         """
         chosen: list[ColumnElement[bool]] = [items.c.listed_skip.is_(None), items.c.state.in_(states)]
         if user is not None:
             chosen.append(items.c.source_id.in_(_sources_of(user)))
+        if sources:
+            chosen.append(items.c.source_id.in_(sources))
         if reasons:
             chosen += [items.c.reason.is_not(None), items.c.reason.in_(reasons)]
         elif set(states) <= set(_SETTLED_BADLY):
@@ -345,12 +367,18 @@ class SqlLedger:
         with self._database.write() as connection:
             connection.execute(update(runs).where(runs.c.id == run).values(**ended))
 
-    def user_done(self, user: UserId, run: RunId, *, index_stamp: str, versions: str) -> None:
-        """Everything of this user that could be done in this run is done (orders the next night)."""
+    def user_done(self, user: UserId, run: RunId, *, index_stamp: str, versions: str, partly: bool = False) -> None:
+        """Everything of this user that could be done in this run is done (orders the next night).
+
+        partly: some of the sources only; when the user was last done stays as it was, or whoever is given something
+        every day would come last every night.
+        """
+        reached = {"user": user, "stamp": index_stamp, "reached": versions}
         with self._database.write() as connection:
-            connection.execute(
-                _USER_DONE, {"user": user, "done": self._clock.now(), "stamp": index_stamp, "reached": versions}
-            )
+            if partly:
+                connection.execute(_USER_PARTLY_DONE, reached)
+            else:
+                connection.execute(_USER_DONE, {**reached, "done": self._clock.now()})
 
     def last_runs(self, limit: int) -> list[RunRecord]:
         """The latest runs, newest first."""
@@ -637,6 +665,11 @@ _USER_DONE = (
     .where(users.c.name == bindparam("user"))
     .values(done=bindparam("done"), index_stamp=bindparam("stamp"), versions=bindparam("reached"))
 )
+_USER_PARTLY_DONE = (
+    update(users)
+    .where(users.c.name == bindparam("user"))
+    .values(index_stamp=bindparam("stamp"), versions=bindparam("reached"))
+)
 _SOURCES = select(sources).join(users).where(users.c.name == bindparam("user")).order_by(sources.c.id)
 _ITEMS = select(items, users.c.name).join(users, users.c.id == items.c.user_id)
 #: The state stands in the text, not in a variable, so that SQLite sees that the partial index applies.
@@ -649,6 +682,16 @@ _PENDING = (
     .order_by(items.c.indexed_before.desc(), items.c.modified.desc(), items.c.id)
     .limit(bindparam("limit"))
 )
+_roots = (
+    select(items.c.id)
+    .where(
+        items.c.source_id == bindparam("source"),
+        items.c.key.in_(select(func.json_each(bindparam("keys")).table_valued("value").c.value)),
+    )
+    .cte("trees", recursive=True)
+)
+_trees = _roots.union_all(select(items.c.id).where(items.c.parent_id == _roots.c.id))
+_TREES_OF_KEYS = _ITEMS.where(items.c.id.in_(select(_trees.c.id))).order_by(items.c.id)
 _DEPARTED = (
     select(departed.c.source_id, departed.c.key)
     .where(departed.c.user_id == _USER_ROW.scalar_subquery())

@@ -29,7 +29,8 @@ _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEX
 #: O_NONBLOCK: opening a named pipe must never wait for a writer. It means nothing to regular files.
 _FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
-_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+#: What the system says when a disk, a quota or a file can take no more.
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _GONE: Final = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR})
 
 #: What a key may not hold as it is: the escape itself, control characters, undecodable bytes.
@@ -255,6 +256,6 @@ def _fetch_failures(path: str) -> Iterator[None]:
 
 
 def _out_of_room(error: OSError, target: Path) -> Exception:
-    if error.errno in _NO_ROOM:
+    if error.errno in NO_ROOM:
         return failed(Reason.DISK_FULL, f"no room in {shown(str(target.parent))}: {error.strerror}")
     return error

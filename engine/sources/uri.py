@@ -1,4 +1,5 @@
-"""The words for a source: `folder:PATH`, `mbox:PATH`, `maildir:PATH`, `ics:PATH`, with parameters after a `?`.
+"""The words for a source: `folder:PATH`, `mbox:PATH`, `maildir:PATH`, `ics:PATH`, with parameters after a `?`; and
+`given:mail`, `given:events`, `given:files` for what a product handed over.
 
 Rule: PATH is taken literally, question marks included; the query begins at the last `?` that a known parameter
 follows. Values may be percent-encoded (`%26` for `&`). Every mistake says the thing, the reason and the way out.
@@ -11,12 +12,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote
 
 from engine.errors import UsageError
 from engine.ports import Source
 from engine.sizes import parse_size
+from engine.sources import given
 from engine.sources.calendar import CalendarSource
 from engine.sources.folder import FolderSource
 from engine.sources.mailbox import MaildirSource, MboxSource
@@ -37,7 +40,7 @@ _LOOKS_LIKE_QUERY: Final = re.compile(r"\?([a-z_]+)=[^/]*\Z")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceUri:
-    """A parsed source. `path` is absolute; `str()` of it parses to the same again."""
+    """A parsed source. `path` is absolute, or what was given; `str()` of it parses to the same again."""
 
     scheme: str
     path: str
@@ -57,18 +60,27 @@ class SourceUri:
         return f"{self.scheme}:{self.path}" + ("?" + "&".join(words) if words else "")
 
 
-def open_source(uri: str, *, own_folder: str = "") -> Source:
+def open_source(uri: str, *, own_folder: str = "", user_folder: Path | None = None) -> Source:
     """The source that `uri` names; nothing is opened until it is listed. Raises UsageError.
 
     own_folder: our own data, which may lie within a source: indexing it would change it, without end.
+    user_folder: of the user whose source it is; what was given lies in there, and nowhere else.
     """
     parsed = parse_uri(uri)
+    if parsed.scheme == given.SCHEME:
+        if user_folder is None:
+            raise UsageError(f"source {uri!r}: it belongs to a user; name the user")
+        return given.GivenSource(uri, user_folder, parsed.path)
     return _SCHEMES[parsed.scheme](str(parsed), parsed.path, replace(parsed.rules, own_folder=own_folder))
 
 
 def parse_uri(uri: str) -> SourceUri:
     """The parts of a source's URI, `~` expanded and the path made absolute. Raises UsageError."""
     scheme, colon, rest = uri.partition(":")
+    if scheme == given.SCHEME and colon:
+        if rest not in given.KINDS:
+            raise UsageError(f"source {uri!r}: given are {', '.join(given.KINDS)}; write given:mail, for one")
+        return SourceUri(scheme=scheme, path=rest, rules=Rules())
     if not colon or scheme not in _SCHEMES:
         found = f"{scheme!r} is not a kind of source" if colon else "it does not say what kind of source it is"
         ways = ", ".join(f"{name}:PATH" for name in _SCHEMES)

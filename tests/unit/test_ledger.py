@@ -1024,6 +1024,44 @@ def test_a_ledger_that_lags_behind_does_not_lose_parts(ledger: SqlLedger) -> Non
     assert ledger.departed(ANN) == []
 
 
+def test_work_on_some_sources_leaves_the_others_as_they_are(ledger: SqlLedger, clock: HandClock) -> None:
+    """Pending items and second tries of these alone; the user is not done with, and comes first in the night still."""
+    ledger.add_user(ANN, ["given:mail"])
+    folder, mail = (source.id for source in ledger.sources(ANN))
+    take_down(ledger, [listed("a"), listed("b")], source=folder)
+    take_down(ledger, [listed("c"), listed("d")], source=mail)
+    busy = Failure(reason=Reason.UNREADABLE)
+    ledger.settle(RUN, [], [Move(item=item(ledger, name).id, state=FAILED, failure=busy) for name in "ac"])
+    assert [record.key for record in ledger.pending(ANN, limit=9, sources=[mail])] == ["d"]
+    assert ledger.requeue(ANN, states=[FAILED], reasons=[Reason.UNREADABLE], sources=[mail]) == 1
+    assert item(ledger, "a").state == FAILED
+    assert {record.key for record in ledger.pending(ANN, limit=9, sources=[mail])} == {"c", "d"}
+    assert {record.key for record in ledger.pending(ANN, limit=9)} == {"b", "c", "d"}
+    ledger.user_done(ANN, RUN, index_stamp="1", versions="v", partly=True)
+    (user,) = ledger.users()
+    assert (user.done, user.index_stamp, user.versions) == (None, "1", "v")
+    ledger.user_done(ANN, RUN, index_stamp="2", versions="v")
+    clock.time += 60
+    ledger.user_done(ANN, RUN, index_stamp="3", versions="v", partly=True)
+    (user,) = ledger.users()
+    assert (user.done, user.index_stamp) == (clock.time - 60, "3")
+
+
+def test_items_are_found_by_key_with_their_attachments(ledger: SqlLedger) -> None:
+    """Of one source, parents first, attachments of attachments too; a key that is not there is passed over."""
+    ledger.add_user(ANN, ["given:mail"])
+    folder, mail = (source.id for source in ledger.sources(ANN))
+    for source in (folder, mail):
+        take_down(ledger, [listed("a"), listed("b")], source=source)
+    (top,) = ledger.find_trees(mail, [ItemKey("a"), ItemKey("absent")])
+    ledger.add_parts(top.id, [listed("a//0")])
+    (part,) = (record for record in ledger.find_trees(mail, [ItemKey("a")]) if record.parent is not None)
+    ledger.add_parts(part.id, [listed("a//0//0")])
+    found = ledger.find_trees(mail, [ItemKey("a")])
+    assert [(record.key, record.source) for record in found] == [("a", mail), ("a//0", mail), ("a//0//0", mail)]
+    assert [record.parent for record in found] == [None, top.id, part.id]
+
+
 def test_what_was_asked_for_again_is_not_taken_for_done(ledger: SqlLedger) -> None:
     """`reindex --full`, then a crash: the index still holds the old reading at the same fingerprint."""
     take_down(ledger, [listed("a"), listed("b")])
