@@ -13,6 +13,7 @@ the earliest turn that tokens and memory allow. A user that holds all the tokens
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -56,15 +57,14 @@ def check_ask(ask: Ask) -> None:
         and ask.weight > 0
         and type(ask.memory_bytes) is int
         and ask.memory_bytes >= 0
-        and math.isfinite(ask.cost_seconds / ask.weight)
     )
     if not sound:
         raise ValueError(f"malformed ask: {ask!r}")
 
 
 def is_number(value: object) -> bool:
-    """A finite int or float; True and False are not numbers here."""
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    """A finite int or float that floats can hold; True and False are not numbers here."""
+    return type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max  # type: ignore[operator]
 
 
 class Book:
@@ -119,7 +119,9 @@ class Book:
         if lease is None:
             return False
         self.memory.end(lease_id)
-        self._lanes[lease.lane].correct(lease.user, cost_seconds - lease.cost_seconds, lease.weight)
+        self._lanes[lease.lane].correct(
+            lease.user, estimated_seconds=lease.cost_seconds, true_seconds=cost_seconds, weight=lease.weight
+        )
         self._park_or_unpark(lease.user)
         return True
 
