@@ -126,11 +126,14 @@ class Book:
         return True
 
     def adopt(self, session: str, lease_id: LeaseId, ask: Ask) -> bool:
-        """A lease that an earlier scheduler lent is still out. Counted whatever the caps say: it is a fact."""
+        """A lease that an earlier scheduler lent is still out. Counted whatever the caps say: it is a fact.
+
+        False, and no change, when it is out here already, or is one of this book's own, which has ended or is to come.
+        """
         check_ask(ask)
         if session not in self._sessions:
             raise ValueError(f"unknown session {session!r}")
-        if lease_id in self.tokens.leases:
+        if lease_id in self.tokens.leases or lease_id.startswith(f"{self._epoch}-"):
             return False
         self._sessions[session].users.add(ask.user)
         self._lend(lease_id, session, ask.lane, ask)

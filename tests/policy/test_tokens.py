@@ -1,8 +1,8 @@
-"""The caps: what is out never exceeds them, and what a lower cap finds out beyond it goes on, but nothing new starts."""
+"""The caps: what is out never exceeds them; what is out beyond a lower cap goes on, but nothing new starts."""
 
 from __future__ import annotations
 
-from engine.model import Lane
+from engine.model import Lane, LeaseId
 from tests.policy.words import a_book, an_ask, granted_names, limits
 
 
@@ -16,3 +16,16 @@ def test_bulks_kept_token_is_not_lent_above_cores_that_have_become_fewer() -> No
     book.ask("night", an_ask("night"))
     assert book.grants() == []
     assert book.waits("night") == {"ann": "cpu_cap"}
+
+
+def test_a_books_own_leases_are_never_adopted() -> None:
+    """A lease of this book that has ended does not come back, and one that is to come is not taken before its time."""
+    book = a_book(limits())
+    book.ask("night", an_ask("a"))
+    (grant,) = book.grants()
+    book.give_back("night", grant.lease_id, 1.0)
+    assert not book.adopt("night", grant.lease_id, an_ask("a"))
+    assert not book.adopt("night", LeaseId("e-2"), an_ask("b"))
+    assert not book.tokens.leases
+    book.ask("night", an_ask("c"))
+    assert granted_names(book) == ["c"]
