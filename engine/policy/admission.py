@@ -2,7 +2,8 @@
 
 Rule: memory decides only who is eligible, never whose turn it is. One reservation exists: it goes to the user whose
 turn it is and whose unit does not fit. From then on others start only in what lies beyond it, so that it starts at the
-latest when those that ran at that moment are done (the rule of EASY backfilling: Lifka, 1995).
+latest when those that ran at that moment are done (the rule of EASY backfilling: Lifka, 1995). Memory is kept for it,
+a token is not: where others have all tokens of its kind by then, the next that comes back is its own.
 Knows units only as sizes; never looks at the machine.
 
 What is promised to a unit is its need rounded up by a sixteenth at most (`size_class`), so that the queue can keep

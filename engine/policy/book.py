@@ -13,6 +13,7 @@ the earliest turn that tokens and memory allow. A user that holds all the tokens
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -56,15 +57,14 @@ def check_ask(ask: Ask) -> None:
         and ask.weight > 0
         and type(ask.memory_bytes) is int
         and ask.memory_bytes >= 0
-        and math.isfinite(ask.cost_seconds / ask.weight)
     )
     if not sound:
         raise ValueError(f"malformed ask: {ask!r}")
 
 
 def is_number(value: object) -> bool:
-    """A finite int or float; True and False are not numbers here."""
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    """A finite int or float that floats can hold; True and False are not numbers here."""
+    return type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max  # type: ignore[operator]
 
 
 class Book:
@@ -119,16 +119,21 @@ class Book:
         if lease is None:
             return False
         self.memory.end(lease_id)
-        self._lanes[lease.lane].correct(lease.user, cost_seconds - lease.cost_seconds, lease.weight)
+        self._lanes[lease.lane].correct(
+            lease.user, estimated_seconds=lease.cost_seconds, true_seconds=cost_seconds, weight=lease.weight
+        )
         self._park_or_unpark(lease.user)
         return True
 
     def adopt(self, session: str, lease_id: LeaseId, ask: Ask) -> bool:
-        """A lease that an earlier scheduler lent is still out. Counted whatever the caps say: it is a fact."""
+        """A lease that an earlier scheduler lent is still out. Counted whatever the caps say: it is a fact.
+
+        False, and no change, when it is out here already, or is one of this book's own, which has ended or is to come.
+        """
         check_ask(ask)
         if session not in self._sessions:
             raise ValueError(f"unknown session {session!r}")
-        if lease_id in self.tokens.leases:
+        if lease_id in self.tokens.leases or lease_id.startswith(f"{self._epoch}-"):
             return False
         self._sessions[session].users.add(ask.user)
         self._lend(lease_id, session, ask.lane, ask)

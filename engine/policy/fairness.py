@@ -28,6 +28,9 @@ AskKey = tuple[str, str]
 Line = tuple[TokenKind, int]
 #: A heap is swept when it has doubled since it was last swept, and not before it holds so many entries.
 _SWEEP = 64
+#: The most that one lease is charged, in seconds over weight: thirty years, so no real unit. Tags beyond some 1e15 do
+#: not tell seconds apart: one false number would end everybody's fairness for good.
+_MOST_CHARGED = 1e9
 
 
 class Turn(NamedTuple):
@@ -62,6 +65,10 @@ class _Flow:
     @property
     def start(self) -> float:
         return max(self.floor, self.finish)
+
+
+def _charge(cost_seconds: float, weight: float) -> float:
+    return min(cost_seconds / weight, _MOST_CHARGED)
 
 
 class FairQueue:
@@ -100,7 +107,7 @@ class FairQueue:
         flow = self._flows[ask.user]
         start = flow.start
         self._virtual = max(self._virtual, start)
-        flow.finish = start + ask.cost_seconds / ask.weight
+        flow.finish = start + _charge(ask.cost_seconds, ask.weight)
         flow.out += 1
         self._drop(flow, key, (ask.kind, size))
         self._enter(ask.user, flow)
@@ -108,17 +115,17 @@ class FairQueue:
     def adopt(self, user: UserId, cost_seconds: float, weight: float) -> None:
         """A lease that an earlier scheduler lent counts as used here."""
         flow = self._flow(user)
-        flow.finish = flow.start + cost_seconds / weight
+        flow.finish = flow.start + _charge(cost_seconds, weight)
         flow.out += 1
         self._busy += 1
         self._enter(user, flow)
 
-    def correct(self, user: UserId, difference_seconds: float, weight: float) -> None:
-        """A lease of this lane ended and took that much more (or less) than was charged."""
+    def correct(self, user: UserId, *, estimated_seconds: float, true_seconds: float, weight: float) -> None:
+        """A lease of this lane ended: its user is charged what it took instead of the estimate."""
         flow = self._flows[user]
         flow.out -= 1
         self._busy -= 1
-        flow.finish = max(0.0, flow.finish + difference_seconds / weight)
+        flow.finish = max(0.0, flow.finish + _charge(true_seconds, weight) - _charge(estimated_seconds, weight))
         self._enter(user, flow)
         self._forget_if_done(user, flow)
 

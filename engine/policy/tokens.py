@@ -96,7 +96,8 @@ class Tokens:
             has_room = bulk + interactive <= cores and not (keeps_one and interactive >= cores)
         else:
             # Bulk goes above the cores only for the one token that is kept for it.
-            has_room = bulk < self.cpu_target and (bulk + interactive < cores or (keeps_one and bulk == 0))
+            keeps_its_own = keeps_one and bulk == 0 and interactive <= cores
+            has_room = bulk < self.cpu_target and (bulk + interactive < cores or keeps_its_own)
         return None if has_room else "cpu_cap"
 
     def at_cap(self, user: UserId) -> bool:

@@ -1,0 +1,451 @@
+"""Ways to break the scheduler's policy, one at a time. The tests of the policy have to notice every one of them.
+
+Rule: a mutant changes one place, whose text occurs once in its file; a change of the policy that touches the place
+changes the mutant as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """breaks: the promise that does not hold any more, in one sentence. file: within engine/policy."""
+
+    name: str
+    breaks: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = (
+    # --- caps ---
+    Mutant(
+        "total-off-by-one",
+        "One lease more than the total may be out.",
+        "tokens.py",
+        "if len(self.leases) >= total or",
+        "if len(self.leases) > total or",
+    ),
+    Mutant(
+        "user-off-by-one",
+        "A user may hold one lease more than its cap.",
+        "tokens.py",
+        ">= self.limits.max_workers_per_user",
+        "> self.limits.max_workers_per_user",
+    ),
+    Mutant(
+        "no-class-reserve",
+        "No token is kept for each class.",
+        "tokens.py",
+        "keeps_one = total >= 3",
+        "keeps_one = False",
+    ),
+    Mutant(
+        "class-reserve-from-four",
+        "Of three tokens, none is kept.",
+        "tokens.py",
+        "keeps_one = total >= 3",
+        "keeps_one = total >= 4",
+    ),
+    Mutant(
+        "interactive-above-cores-unbounded",
+        "Interactive CPU leases start above the cores without a bound of their own.",
+        "tokens.py",
+        "has_room = bulk + interactive <= cores and not",
+        "has_room = not",
+    ),
+    Mutant(
+        "interactive-never-above-cores",
+        "Interactive CPU work waits for bulk when bulk has all cores.",
+        "tokens.py",
+        "has_room = bulk + interactive <= cores and not",
+        "has_room = bulk + interactive < cores and not",
+    ),
+    Mutant(
+        "interactive-takes-bulks-core",
+        "Interactive CPU leases may fill the cores and the one above, so that bulk's kept token is of no use.",
+        "tokens.py",
+        " and not (keeps_one and interactive >= cores)",
+        "",
+    ),
+    Mutant(
+        "bulk-above-cores",
+        "Bulk CPU leases start above the cores beside interactive ones.",
+        "tokens.py",
+        "(bulk + interactive < cores or keeps_its_own)",
+        "(bulk + interactive <= cores or keeps_its_own)",
+    ),
+    Mutant(
+        "no-kept-core-for-bulk",
+        "Bulk's kept token is not usable while interactive has all cores.",
+        "tokens.py",
+        "keeps_its_own = keeps_one and bulk == 0 and interactive <= cores",
+        "keeps_its_own = False",
+    ),
+    Mutant(
+        "kept-core-whatever-is-out",
+        "After the cores have become fewer, bulk's kept token is lent on top of what is out beyond them.",
+        "tokens.py",
+        "keeps_one and bulk == 0 and interactive <= cores",
+        "keeps_one and bulk == 0",
+    ),
+    Mutant(
+        "target-ignored",
+        "Bulk CPU leases ignore the scaled target.",
+        "tokens.py",
+        "bulk < self.cpu_target",
+        "bulk < cores",
+    ),
+    # --- leases ---
+    Mutant(
+        "anybodys-lease",
+        "A session can end another session's lease.",
+        "tokens.py",
+        "if lease is None or lease.session != session:",
+        "if lease is None:",
+    ),
+    Mutant(
+        "late-return-accepted",
+        "A late or repeated return is answered as if a lease had ended.",
+        "book.py",
+        "        if lease is None:\n            return False",
+        "        if lease is None:\n            return True",
+    ),
+    Mutant(
+        "lease-counted-for-ever",
+        "A lease that ends is still counted for its lane.",
+        "tokens.py",
+        "        self._by_lane[lease.lane] += by",
+        "        self._by_lane[lease.lane] += max(by, 0)",
+    ),
+    Mutant(
+        "own-leases-adopted",
+        "A lease of this book that has ended can be adopted, and ends twice.",
+        "book.py",
+        ' or lease_id.startswith(f"{self._epoch}-")',
+        "",
+    ),
+    Mutant(
+        "dead-session-keeps-leases",
+        "The tokens of a session that has ended stay out for ever.",
+        "book.py",
+        "for lease_id in sorted(self.tokens.of_session(session)):",
+        "for lease_id in ():",
+    ),
+    # --- fair shares ---
+    Mutant(
+        "weight-ignored",
+        "All users have the same share.",
+        "fairness.py",
+        "return min(cost_seconds / weight, _MOST_CHARGED)",
+        "return min(cost_seconds, _MOST_CHARGED)",
+    ),
+    Mutant(
+        "absurd-cost-charged",
+        "One absurd cost makes everybody's tags too coarse to tell seconds apart.",
+        "fairness.py",
+        "_MOST_CHARGED = 1e9",
+        '_MOST_CHARGED = float("inf")',
+    ),
+    Mutant(
+        "no-correction",
+        "Shares follow the estimates instead of what units took.",
+        "fairness.py",
+        "flow.finish + _charge(true_seconds, weight) - _charge(estimated_seconds, weight)",
+        "flow.finish",
+    ),
+    Mutant(
+        "correction-backwards",
+        "Who took longer than estimated is charged less.",
+        "fairness.py",
+        "flow.finish + _charge(true_seconds, weight) - _charge(estimated_seconds, weight)",
+        "flow.finish - _charge(true_seconds, weight) + _charge(estimated_seconds, weight)",
+    ),
+    Mutant(
+        "credit-for-idleness",
+        "Who had nothing to ask takes back the time before.",
+        "fairness.py",
+        "        if not flow.asks:\n            flow.floor = self._virtual",
+        "        if not flow.asks:\n            flow.floor = min(flow.floor, self._virtual)",
+    ),
+    Mutant(
+        "credit-for-the-cap",
+        "Who was at its cap takes back the time before.",
+        "fairness.py",
+        "            if flow is not None:\n                flow.floor = self._virtual\n",
+        "            if flow is not None:\n",
+    ),
+    Mutant(
+        "virtual-time-stands",
+        "The lane's time does not move on, so that newcomers go before everybody.",
+        "fairness.py",
+        "        self._virtual = max(self._virtual, start)\n",
+        "",
+    ),
+    Mutant(
+        "ties-reversed",
+        "Of equal turns the last to come is first.",
+        "fairness.py",
+        "Turn(start, flow.order, number, user)",
+        "Turn(start, -flow.order, number, user)",
+    ),
+    Mutant(
+        "last-in-first-out",
+        "A user's newer asks of another size go before its older ones.",
+        "fairness.py",
+        "Turn(start, flow.order, number, user)",
+        "Turn(start, flow.order, -number, user)",
+    ),
+    Mutant(
+        "idle-lane-remembers",
+        "What was used before a lane fell idle counts afterwards.",
+        "fairness.py",
+        "if not self._busy:",
+        "if self._busy < 0:",
+    ),
+    Mutant(
+        "debts-forgotten",
+        "A user that leaves when it is ahead of its turn comes back without having used anything.",
+        "fairness.py",
+        "elif not flow.asks and not flow.out and flow.finish <= self._virtual:",
+        "elif not flow.asks and not flow.out:",
+    ),
+    Mutant(
+        "adopted-for-nothing",
+        "Leases that an earlier scheduler lent are not charged.",
+        "fairness.py",
+        "flow.finish = flow.start + _charge(cost_seconds, weight)",
+        "flow.finish = flow.start",
+    ),
+    Mutant(
+        "stale-turns-count",
+        "Turns that were taken long ago are found in the heap and served again.",
+        "fairness.py",
+        "return flow is not None and flow.turns.get(line) == turn",
+        "return flow is not None and line in flow.turns",
+    ),
+    Mutant(
+        "parked-users-served",
+        "A user at its cap stays in the heaps.",
+        "fairness.py",
+        "            flow.turns.clear()\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "swept-at-every-turn",
+        "Every turn looks at all users.",
+        "fairness.py",
+        "if len(heap.turns) > heap.sweep_at:",
+        "if heap.turns:",
+    ),
+    # --- memory ---
+    Mutant(
+        "rounded-down",
+        "A unit is promised less than it needs.",
+        "admission.py",
+        "return -(-need_bytes // step) * step",
+        "return need_bytes // step * step",
+    ),
+    Mutant(
+        "promise-not-rounded",
+        "What is promised is not what was looked for.",
+        "book.py",
+        "self.memory.lend(lease_id, size_class(ask.memory_bytes))",
+        "self.memory.lend(lease_id, ask.memory_bytes)",
+    ),
+    Mutant(
+        "last-byte-wasted",
+        "A unit that just fits waits.",
+        "admission.py",
+        "self.promised_bytes + self._promise(size) <= self.limit_bytes",
+        "self.promised_bytes + self._promise(size) < self.limit_bytes",
+    ),
+    Mutant(
+        "too-large-for-ever",
+        "A unit beyond the whole budget is promised more than there is.",
+        "admission.py",
+        "return min(size, self.limit_bytes)",
+        "return size",
+    ),
+    Mutant(
+        "memory-given-twice",
+        "Memory above the budget is lent when a reservation is held.",
+        "admission.py",
+        "free = min(free, self.limit_bytes - self._newcomers_bytes",
+        "free = max(free, self.limit_bytes - self._newcomers_bytes",
+    ),
+    Mutant(
+        "reservation-ignored",
+        "A stream of small units keeps a large one out for ever.",
+        "admission.py",
+        "        if self._waits_for_holder(lane):\n            assert",
+        "        if self.limit_bytes < 0:\n            assert",
+    ),
+    Mutant(
+        "newcomers-not-counted",
+        "What starts after a reservation takes its memory bit by bit.",
+        "admission.py",
+        "self._newcomers_bytes += promise",
+        "self._newcomers_bytes += 0",
+    ),
+    Mutant(
+        "newcomers-for-ever",
+        "What began after one reservation counts against the next.",
+        "admission.py",
+        "        self._newcomers.clear()\n        self._newcomers_bytes = 0\n",
+        "",
+    ),
+    Mutant(
+        "no-reservation",
+        "Nothing is ever kept for a large unit.",
+        "book.py",
+        "if not memory.fits(size):\n            memory",
+        "if size < 0:\n            memory",
+    ),
+    Mutant(
+        "reservation-moves-on",
+        "A later turn takes the reservation from the one that has it.",
+        "admission.py",
+        "held is None or (wanted.lane is Lane.INTERACTIVE and held.lane is Lane.BULK)",
+        "held is None or held.lane is Lane.BULK",
+    ),
+    Mutant(
+        "reservation-not-taken-over",
+        "A large interactive unit waits until a bulk one has been served.",
+        "admission.py",
+        "held is None or (wanted.lane is Lane.INTERACTIVE and held.lane is Lane.BULK)",
+        "held is None",
+    ),
+    Mutant(
+        "interactive-waits-for-bulks-reservation",
+        "What is kept for a bulk unit keeps interactive ones out.",
+        "admission.py",
+        "return held is not None and not (lane is Lane.INTERACTIVE and held.lane is Lane.BULK)",
+        "return held is not None",
+    ),
+    Mutant(
+        "holder-not-first",
+        "The holder of the reservation waits for its turn again when its memory is there.",
+        "book.py",
+        "held.kind in kinds and memory.fits(held.size):",
+        "held.kind in kinds and held.size < 0:",
+    ),
+    Mutant(
+        "reservation-outlives-its-ask",
+        "Memory is kept for an ask that was withdrawn.",
+        "book.py",
+        "        self.memory.release_reservation(key=(session, ask_id))\n",
+        "",
+    ),
+    Mutant(
+        "reservation-kept-at-the-cap",
+        "Memory is kept for a user that may not be served.",
+        "book.py",
+        "            self.memory.release_reservation(user=user)\n",
+        "",
+    ),
+    # --- lanes, promotion, limits, words ---
+    Mutant(
+        "bulk-first",
+        "Bulk is served before who waits.",
+        "book.py",
+        "for lane in (Lane.INTERACTIVE, Lane.BULK):",
+        "for lane in (Lane.BULK, Lane.INTERACTIVE):",
+    ),
+    Mutant(
+        "promotion-forgets-what-is-to-come",
+        "Only the asks that stand are promoted.",
+        "book.py",
+        "lane = Lane.INTERACTIVE if ask.user in self._promoted else ask.lane",
+        "lane = ask.lane",
+    ),
+    Mutant(
+        "promotion-forgets-what-stands",
+        "Only the asks to come are promoted.",
+        "book.py",
+        "for key, ask, size in self._lanes[Lane.BULK].asks_of(user):",
+        "for key, ask, size in ():",
+    ),
+    Mutant(
+        "promotion-for-ever",
+        "A user stays promoted after the last session that had it.",
+        "book.py",
+        "            self._promoted &= still\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "promotion-ends-with-any-session",
+        "A user's promotion ends with the first session that had it.",
+        "book.py",
+        "            self._promoted &= still\n",
+        "            self._promoted -= borrower.users\n",
+    ),
+    Mutant(
+        "limits-not-told-to-tokens",
+        "Other limits are shown and not kept.",
+        "book.py",
+        "self.limits = self.tokens.limits = limits",
+        "self.limits = limits",
+    ),
+    Mutant(
+        "limits-not-told-to-memory",
+        "Another memory budget is shown and not kept.",
+        "book.py",
+        "        self.memory.limit_bytes = limits.memory_limit_bytes\n        self.set",
+        "        self.set",
+    ),
+    Mutant(
+        "limits-park-nobody",
+        "Who is beyond a lowered cap of users is served on.",
+        "book.py",
+        "for user in list(self.tokens.by_user):",
+        "for user in ():",
+    ),
+    Mutant(
+        "target-beyond-cores",
+        "A target beyond the cores is believed.",
+        "book.py",
+        "max(1, min(target, self.limits.cpu_limit))",
+        "max(1, target)",
+    ),
+    Mutant(
+        "garbage-weight",
+        "A weight of zero is taken as sound.",
+        "book.py",
+        "and ask.weight > 0",
+        "and ask.weight >= 0",
+    ),
+    Mutant(
+        "garbage-after-the-fact",
+        "A malformed cost is noticed when the lease has ended already.",
+        "book.py",
+        """        if not is_number(cost_seconds) or cost_seconds < 0:
+            raise ValueError(f"malformed cost of lease {lease_id!r}: {cost_seconds!r}")
+        lease = self.tokens.end(lease_id, session)
+""",
+        """        lease = self.tokens.end(lease_id, session)
+        if not is_number(cost_seconds) or cost_seconds < 0:
+            raise ValueError(f"malformed cost of lease {lease_id!r}: {cost_seconds!r}")
+""",
+    ),
+    Mutant(
+        "reasons-mixed-up",
+        "Who waits for a reservation is told that it is its turn.",
+        "book.py",
+        'return "turn" if is_holder or size <= self.memory.room(lane) else "reserved"',
+        'return "turn"',
+    ),
+)
+
+
+def apply(mutant: Mutant, text: str) -> str:
+    """The text of its file, mutated. Raises ValueError when the place is not there exactly once."""
+    found = text.count(mutant.old)
+    if found != 1:
+        raise ValueError(
+            f"mutant {mutant.name}: its text occurs {found} times in engine/policy/{mutant.file}, not once"
+        )
+    return text.replace(mutant.old, mutant.new)
