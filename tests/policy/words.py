@@ -296,7 +296,7 @@ class Talk:
             "lane": luck.choice((Lane.BULK, Lane.BULK, Lane.INTERACTIVE)),
             "kind": luck.choice((TokenKind.CPU, TokenKind.CPU, TokenKind.API, TokenKind.DOWNLOAD)),
             "cost": luck.choice((0.0, 0.25, 1.0, 1.0, 4.0)),
-            "memory": luck.choice((0, luck.randint(0, memory), luck.randint(0, max(1, memory // 8)))),
+            "memory": luck.choice((0, luck.randint(0, memory), luck.randint(0, memory // 8))),
             "weight": luck.choice((0.5, 1.0, 1.0, 4.0)),
         }
 
