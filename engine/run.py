@@ -20,6 +20,7 @@ from types import FrameType
 from engine import guards, processes
 from engine.clock import SystemClock
 from engine.coordinator import Coordinator, RunReport
+from engine.desk import Desk
 from engine.errors import CannotRunError, NightmillError, SettingsError, UsageError
 from engine.ledger import SqlLedger, open_ledger
 from engine.model import Lane, UserId
