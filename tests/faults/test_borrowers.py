@@ -147,6 +147,7 @@ def test_a_coordinator_killed_while_tesseract_reads(tmp_path: Path, corpus: Path
                 max_workers_per_user=2,
                 cpu_limit=2,
                 memory_limit_bytes=10**10,
+                scaling=False,
             ) as desk:
                 asks = [an_ask(str(number)) for number in range(desk.limits.max_total_workers)]
                 granted = list(desk.exchange(asks=asks).grants)

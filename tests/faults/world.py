@@ -10,7 +10,6 @@ and the observer must have seen no limit exceeded.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -158,6 +157,7 @@ class World:
             max_workers_per_user=self.limits["per_user"],
             cpu_limit=self.limits["cores"],
             memory_limit_bytes=10**9,
+            scaling=False,
         )
         self._desks.append(desk)
         return desk
@@ -175,6 +175,7 @@ class World:
             f"--cpu-limit={self.limits['cores']}",
             f"--memory-limit-bytes={10**9}",
             f"--idle-seconds={idle_seconds}",
+            "--no-scaling",
             stderr=(self.place / "scheduler.err").open("ab"),
             **more,
         )
@@ -324,15 +325,4 @@ def borrow_all(desk: Desk, limits: Limits, *, seconds: float = 30.0) -> list[Gra
 
 def client_files(world: World) -> list[Path]:
     """The client files that are there."""
-    return sorted((world.data_dir / "run" / "clients").iterdir())
-
-
-def write_client_file(world: World, name: str, *lines: str, locked_by: int | None = None) -> Path:
-    """A client file that somebody left behind. locked_by: a descriptor to lock it with is not kept when None."""
-    folder = rendezvous.make_runtime_dir(world.data_dir) / "clients"
-    path = folder / f"{name}.json"
-    path.write_text("".join(lines))
-    path.chmod(0o600)
-    if locked_by is not None:
-        fcntl.flock(locked_by, fcntl.LOCK_EX)
-    return path
+    return rendezvous.client_files(world.data_dir / "run")

@@ -87,6 +87,7 @@ class Borrower:
             max_workers_per_user=limits["per_user"],
             cpu_limit=limits["cores"],
             memory_limit_bytes=10**9,
+            scaling=False,
         )
         self._say("here", limits=[self._desk.limits.max_total_workers, self._desk.limits.max_workers_per_user])
 

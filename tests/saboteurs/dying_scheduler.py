@@ -2,10 +2,10 @@
 
     python -m tests.saboteurs.dying_scheduler '{"at": 7, "report": FILE, ...}' --data-dir=D ...
 
-at        the step, of scheduler.py and rendezvous.py; 0: none
+at        the step, of scheduler.py, served.py and rendezvous.py; 0: none
 visits    how often one line counts (dying.py)
 trigger   a file: steps count from when it is there
-set       constants of engine.scheduler to be replaced, for tests that would have to wait long otherwise
+set       constants of engine.scheduler and engine.served, for tests that would have to wait long otherwise
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from engine import rendezvous, scheduler
+from engine import rendezvous, scheduler, served
 from tests.saboteurs.dying import Countdown
 
 
@@ -22,13 +22,14 @@ def main() -> int:
     """What engine.scheduler's main answers, if it lives to answer."""
     how = json.loads(sys.argv[1])
     for name, value in how.get("set", {}).items():
-        assert hasattr(scheduler, name)
-        setattr(scheduler, name, value)
+        module = scheduler if hasattr(scheduler, name) else served
+        assert hasattr(module, name)
+        setattr(module, name, value)
     if "report" not in how:
         return scheduler.main(sys.argv[2:])
     countdown = Countdown(
         how["at"],
-        [scheduler, rendezvous],
+        [scheduler, served, rendezvous],
         visits=how["visits"],
         report=Path(how["report"]),
         trigger=Path(how["trigger"]) if how.get("trigger") else None,
