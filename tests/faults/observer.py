@@ -30,7 +30,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-#: Between two looks. A look takes some 50 µs; without a pause it would take one of few cores away from what it looks at.
+#: Between two looks. A look takes some 50 µs; without a pause it would take a core away from what it looks at.
 PAUSE_MILLISECONDS = 1
 #: So many violations tell enough; a broken scheduler makes thousands.
 MOST_VIOLATIONS = 20

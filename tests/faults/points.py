@@ -3,7 +3,7 @@
 Rule: what must be true afterwards is the same for every n. All work is done, no unit ran beyond a limit, no lease is
 counted that nobody holds, every token can be borrowed, no process and no client file is left.
 
-    start, work, death   the scheduler, counted from its start, from the first units on, or from when a borrower is killed
+    start, work, death   the scheduler, counted from its start, from the first units on, from a borrower's death on
     recovery             the scheduler that takes over from a killed one
     client               a borrower that starts the scheduler, works, loses it, comes back, and leaves
 

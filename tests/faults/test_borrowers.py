@@ -16,7 +16,7 @@ import pytest
 from engine.desk import Desk, open_desk
 from engine.errors import CannotRunError
 from engine.ports import Return
-from tests.faults.world import World, a_world, an_ask, borrow_all, client_files
+from tests.faults.world import World, a_world, an_ask, borrow_all, client_files, lives
 from tests.mill import Mill, killed_at_the_end, wait_until
 
 SIZES = [1, 2, 3, 8]
@@ -114,7 +114,7 @@ def test_grandchildren_end_before_the_tokens_return(tmp_path: Path) -> None:
         assert desk.exchange(asks=[an_ask("1")]).grants == ()
         holder.kill()
         wait_until(lambda: desk.exchange(patience_seconds=0.05).grants, "a token")
-        assert [process for process in family if process.is_running() and process.status() != "zombie"] == []
+        assert [process for process in family if lives(process)] == []
         all_can_be_borrowed(world)
 
 
@@ -160,7 +160,7 @@ def test_a_coordinator_killed_while_tesseract_reads(tmp_path: Path, corpus: Path
                 )
                 assert readers() == []
                 assert mill.workers() == []
-                assert not any(process.is_running() and process.status() != "zombie" for process in reading)
+                assert not any(lives(process) for process in reading)
     finally:
         with suppress(CannotRunError):
             mill.stop_scheduler()
@@ -210,7 +210,7 @@ def test_a_killed_holder_whose_child_keeps_the_socket(tmp_path: Path, also: str)
         desk = world.desk()
         borrow_all(desk, desk.limits, seconds=8.0)
         assert world.running() == 0
-        assert child.is_running()
+        assert lives(child)
         child.kill()
         wait_until(lambda: child not in world.processes(), "the end of the child")
         all_can_be_borrowed(world)

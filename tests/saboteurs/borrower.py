@@ -70,6 +70,7 @@ class Borrower:
         place = Path(told["place"])
         self._units_folder, self._drafts, self._done = (place / name for name in ("units", "drafts", "done"))
         self._name = told["name"]
+        self._stops = told.get("stop_before_unit", False)
         self._numbers = 0
         self._asks = 0
         self._window = told.get("window", 4)
@@ -111,7 +112,8 @@ class Borrower:
             return True
         data = os.read(0, 65536)
         *lines, self._input = (self._input + data).split(b"\n")
-        return all([self._obey(json.loads(line)) for line in lines]) and bool(data)
+        stays = [self._obey(json.loads(line)) for line in lines]
+        return bool(data) and all(stays)
 
     def _obey(self, command: dict[str, Any]) -> bool:
         match command["do"]:
@@ -189,6 +191,10 @@ class Borrower:
     # --- units ---
 
     def _begin(self, grant: Grant) -> None:
+        if self._stops:
+            self._stops = False
+            self._say("stopping")
+            os.kill(os.getpid(), signal.SIGSTOP)
         work = self._standing.pop(grant.ask_id)
         lane = "either" if work.user in self._promoted else work.lane
         name = f"{work.user}+{lane}+{work.kind}+{self._name}.{secrets.token_hex(6)}"
