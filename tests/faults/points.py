@@ -25,10 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from engine import rendezvous
 from engine.errors import NightmillError
 from engine.processes import is_alive
-from tests.faults.world import Borrower, World, a_world, borrow_all, client_files
+from tests.faults.world import Borrower, World, a_world, borrow_all, client_files, stop
 from tests.mill import wait_until
 
 PHASES = ("start", "work", "death", "recovery", "client")
@@ -130,8 +132,8 @@ def _recovered(world: World, how: dict[str, Any]) -> None:
     wait_until(lambda: world.statistics().waiting.get("ben"), "asks that stand")
     # Stopped, so that it is the dying one that wins the election, and finds everything as it was left.
     for pausing in (one, two):
-        pausing.signal(signal.SIGSTOP)
-    first.send_signal(signal.SIGSTOP)
+        stop(psutil.Process(pausing.pid))
+    stop(psutil.Process(first.pid))
     dead.kill()
     first.kill()
     first.wait()

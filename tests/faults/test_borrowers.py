@@ -16,7 +16,7 @@ import pytest
 from engine.desk import Desk, open_desk
 from engine.errors import CannotRunError
 from engine.ports import Return
-from tests.faults.world import World, a_world, an_ask, borrow_all, client_files, lives
+from tests.faults.world import World, a_world, an_ask, borrow_all, client_files, lives, stop
 from tests.mill import Mill, killed_at_the_end, wait_until
 
 SIZES = [1, 2, 3, 8]
@@ -95,7 +95,7 @@ def test_a_waiter_that_is_killed_with_a_grant_in_its_tray(tmp_path: Path, total:
         waiter = world.borrower("waiter")
         waiter.work("ben", count=share)
         wait_until(lambda: world.statistics().waiting.get("ben") == share, "asks that stand")
-        waiter.signal(signal.SIGSTOP)
+        stop(psutil.Process(waiter.pid))
         holder.tell("end", count=share)
         holder.wait_for("done", share)
         wait_until(lambda: world.statistics().user_workers.get("ben") == share, "grants for the stopped waiter")
@@ -176,7 +176,7 @@ def test_a_stopped_coordinator(tmp_path: Path, total: int) -> None:
         stopped.work("ann", count=share, milliseconds=300)
         stopped.work("ann", count=share, milliseconds=20)
         stopped.wait_for("begun", share)
-        stopped.signal(signal.SIGSTOP)
+        stop(psutil.Process(stopped.pid))
         desk = world.desk()
         desk.exchange(asks=[an_ask("1")])
         wait_until(lambda: world.running("ann") == 0, "the end of the stopped coordinator's units")
@@ -201,7 +201,7 @@ def test_a_killed_holder_whose_child_keeps_the_socket(tmp_path: Path, also: str)
         child = psutil.Process(holder.wait_for("forked")[0]["pid"])
         if also:
             process = wait_until(world.scheduler_process, "the scheduler")
-            process.suspend()
+            stop(process)
             holder.kill()
             process.kill()
             process.wait()

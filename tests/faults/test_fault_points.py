@@ -10,7 +10,7 @@ import pytest
 from tests.faults.points import PHASES, strike, strike_many
 
 #: Of each phase. All phases together take about 40 s on two cores.
-SAMPLE = 16
+SAMPLE = 12
 #: Each line counts as a point at its first so many visits.
 VISITS = 3
 #: Fixed, so that a failure can be repeated.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.observer import Sight, judge
-from tests.faults.world import World, a_world
+from tests.faults.world import World, a_world, stop
 from tests.mill import wait_until
 
 LIMITS = {"total": 2, "per_user": 1, "cores": 4}
@@ -56,7 +56,7 @@ def test_units_that_outlive_who_began_them_are_seen(tmp_path: Path) -> None:
         holder.work("ann", count=2, milliseconds=None)
         holder.wait_for("begun", 2)
         scheduler = wait_until(world.scheduler_process, "the scheduler")
-        scheduler.suspend()
+        stop(scheduler)
         holder.kill()
         assert world.running("ann") == 2
         scheduler.resume()

@@ -338,6 +338,19 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
+def stop(process: psutil.Process) -> None:
+    """SIGSTOP, and wait until every thread of it stands still: the signal reaches them one after the other."""
+    process.suspend()
+
+    def stands_still() -> bool:
+        states = [
+            path.read_text().rsplit(")", 1)[1].split()[0] for path in Path(f"/proc/{process.pid}/task").glob("*/stat")
+        ]
+        return all(state in "tT" for state in states)
+
+    wait_until(stands_still, "a process that stands still")
+
+
 def client_files(world: World) -> list[Path]:
     """The client files that are there."""
     return rendezvous.client_files(world.data_dir / "run")
