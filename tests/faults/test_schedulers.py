@@ -71,6 +71,26 @@ def test_a_stopped_scheduler(tmp_path: Path, total: int, monkeypatch: pytest.Mon
         all_can_be_borrowed(world)
 
 
+def test_a_grant_whose_answer_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped scheduler grants when it goes on, to a caller that has hung up: the greeting gives the token back."""
+    monkeypatch.setattr(desk_module, "CALL_SECONDS", 0.3)
+    monkeypatch.setattr(desk_module, "PATIENCE_SECONDS", 0.7)
+    with a_world(tmp_path, total=1) as world:
+        world.scheduler()
+        desk = world.desk()
+        scheduler = wait_until(world.scheduler_process, "the scheduler")
+        stop(scheduler)
+        with pytest.raises(SchedulerUnreachable):
+            desk.exchange(asks=[an_ask("1")])
+        scheduler.resume()
+        wait_until(lambda: (stats := world.statistics()) is not None and stats.active_workers == 1, "a grant to nobody")
+        (grant,) = wait_until(lambda: desk.exchange(patience_seconds=0.05).grants, "the same token")
+        assert grant.ask_id == "1"
+        assert world.statistics().active_workers == 1
+        desk.exchange(returns=[Return(lease_id=grant.lease_id, cost_seconds=0.1)])
+        all_can_be_borrowed(world)
+
+
 def test_five_schedulers_started_at_once(tmp_path: Path) -> None:
     """Exactly one serves; the others say that they lost, and touch nothing of it."""
     with a_world(tmp_path) as world:
