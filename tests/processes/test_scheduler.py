@@ -1,11 +1,10 @@
-"""The scheduler as real processes: shared limits, dead borrowers, a dead scheduler, hostile runtime folders."""
+"""The scheduler as real processes: shared limits, what is said to whom, a dead scheduler. Faults: tests/faults."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -164,32 +163,6 @@ def test_return_and_the_next_ask_are_one_call(data_dir: Path, opened: ExitStack)
     assert second.lease_id != third.lease_id
 
 
-def test_a_killed_holders_worker_dies_before_its_tokens_return(data_dir: Path, opened: ExitStack) -> None:
-    """kill -9 of a borrower kills its listed worker; only then are its tokens lent to who waits."""
-    borrower, worker, started = a_borrower(opened, data_dir)
-    desk = a_desk(opened, data_dir)
-    assert desk.exchange(asks=[an_ask("1")]).grants == ()
-    borrower.kill()
-    borrower.wait()
-
-    def granted() -> bool:
-        return bool(desk.exchange(patience_seconds=0.05).grants)
-
-    until(granted)
-    assert not is_alive(worker, started)
-    assert {path.stem for path in (data_dir / "run" / "clients").iterdir()} == {desk._client_file.session}
-
-
-def test_a_stopped_borrower_keeps_its_tokens(data_dir: Path, opened: ExitStack) -> None:
-    """SIGSTOP is not an end: nothing of a stopped process is lent to others."""
-    borrower, worker, started = a_borrower(opened, data_dir)
-    desk = a_desk(opened, data_dir)
-    borrower.send_signal(signal.SIGSTOP)
-    for _ in range(10):
-        assert desk.exchange(asks=[an_ask("1")], patience_seconds=0.05).grants == ()
-    assert is_alive(worker, started)
-
-
 def test_a_killed_scheduler_is_replaced_and_knows_what_is_out(data_dir: Path, opened: ExitStack) -> None:
     """After kill -9 of the scheduler both clients come back with their leases, and no token is lent twice."""
     borrower, worker, started = a_borrower(opened, data_dir)
@@ -248,19 +221,6 @@ def test_a_client_that_does_not_come_back_loses_its_workers(data_dir: Path, open
     assert is_alive(worker, started)
     until(lambda: bool(desk.exchange(patience_seconds=0.05).grants), 20.0)
     assert not is_alive(worker, started)
-
-
-def test_leftovers_of_a_dead_scheduler_do_not_matter(data_dir: Path, opened: ExitStack) -> None:
-    """A stale socket, an unlocked lock file and an empty key are replaced by the next scheduler."""
-    place = rendezvous.make_runtime_dir(data_dir)
-    for name in ("socket", "scheduler.lock", "key", "key.1234"):
-        (place / name).touch(mode=0o600)
-    assert find_statistics(data_dir) is None
-    desk = a_desk(opened, data_dir)
-    assert len(desk.exchange(asks=[an_ask("1")]).grants) == 1
-    assert not (place / "key.1234").exists()
-    assert (place / "socket").stat().st_mode & 0o777 == 0o600
-    assert (place / "key").stat().st_mode & 0o777 == 0o600
 
 
 def test_nobody_connects_with_a_key_that_is_not_whole(data_dir: Path, opened: ExitStack) -> None:
@@ -357,38 +317,6 @@ def test_what_is_told_of_users_is_seen_by_all(data_dir: Path, opened: ExitStack)
                 until(lambda: other.statistics().sessions == 2)
     until(lambda: other.statistics().sessions == 1)
     assert (other.statistics().user_status, other.statistics().backlog) == ({}, {})
-
-
-def test_a_silent_crowd_does_not_keep_others_out(data_dir: Path, opened: ExitStack) -> None:
-    """More callers than there are lines, none of which shows the key: a new coordinator is served all the same."""
-    desk = a_desk(opened, data_dir)
-    crowd = []
-    for _ in range(200):
-        caller = opened.enter_context(socket.socket(socket.AF_UNIX))
-        rendezvous.set_timeouts(caller, 10.0)
-        caller.connect(str(data_dir / "run" / "socket"))
-        crowd.append(caller)
-    assert len(desk.exchange(asks=[an_ask("1")]).grants) == 1
-    assert len(a_desk(opened, data_dir).exchange(asks=[an_ask("1")]).grants) == 1
-
-
-@pytest.mark.parametrize("prepare", ["link", "open", "file"])
-def test_a_runtime_folder_that_is_not_private_is_refused(tmp_path: Path, prepare: str) -> None:
-    """A symbolic link, a folder open to others or a file in the folder's place: nothing is started."""
-    data_dir = tmp_path / "data"
-    data_dir.mkdir()
-    (tmp_path / "elsewhere").mkdir(mode=0o700)
-    match prepare:
-        case "link":
-            (data_dir / "run").symlink_to(tmp_path / "elsewhere")
-        case "open":
-            (data_dir / "run").mkdir()
-            (data_dir / "run").chmod(0o755)
-        case _:
-            (data_dir / "run").touch()
-    with pytest.raises(CannotRunError, match="run"):
-        open_desk(data_dir=data_dir, max_total_workers=1, max_workers_per_user=1, cpu_limit=1, memory_limit_bytes=1)
-    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_a_foreign_runtime_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
