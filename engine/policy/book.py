@@ -120,7 +120,11 @@ class Book:
             return False
         self.memory.end(lease_id)
         self._lanes[lease.lane].correct(
-            lease.user, estimated_seconds=lease.cost_seconds, true_seconds=cost_seconds, weight=lease.weight
+            lease.user,
+            lease.kind,
+            estimated_seconds=lease.cost_seconds,
+            true_seconds=cost_seconds,
+            weight=lease.weight,
         )
         self._park_or_unpark(lease.user)
         return True
@@ -137,7 +141,7 @@ class Book:
             return False
         self._sessions[session].users.add(ask.user)
         self._lend(lease_id, session, ask.lane, ask)
-        self._lanes[ask.lane].adopt(ask.user, ask.cost_seconds, ask.weight)
+        self._lanes[ask.lane].adopt(ask)
         return True
 
     def end_asks(self, session: str) -> None:
@@ -248,10 +252,10 @@ class Book:
 
     def _next_in(self, lane: Lane) -> tuple[AskKey, Ask, int] | None:
         """Who may start now in this lane; a turn that only lacks memory gets the reservation, if it is free."""
-        kinds = [kind for kind in TokenKind if self.tokens.obstacle(lane, kind) is None]
+        queue, memory = self._lanes[lane], self.memory
+        kinds = [kind for kind in queue.kinds if self.tokens.obstacle(lane, kind) is None]
         if not kinds:
             return None
-        queue, memory = self._lanes[lane], self.memory
         held = memory.reservation
         if held is not None and held.lane is lane and held.kind in kinds and memory.fits(held.size):
             # Its memory is there. Another turn before it would be one more to wait for.

@@ -3,12 +3,14 @@
 Rule: written from the specification and not from engine/policy, whose decisions it has to foresee one by one. It
 takes nothing from there but the record of ceilings. Slow on purpose; nothing here is kept that could be counted again.
 
-The turns of a lane (start-time fair queueing), in seconds over weight:
+The turns of a lane (start-time fair queueing), in seconds over weight, for each kind of token and for all together:
 
     start    the later of the user's floor and finish
     floor    the lane's time when a user that had no asks there began to wait, or came back from its cap
     finish   on a grant: start + estimate; when the lease ends: + (truth - estimate)
     time     the latest start that was ever granted; a lane without asks and leases begins anew at its latest finish
+
+Of those who want one kind the earliest start of that kind is next; between kinds, the earliest start of all together.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from engine.model import Lane, LeaseId, TokenKind, UserId
 from engine.policy.tokens import Limits
 from engine.ports import Ask
 
+#: A kind of token, or all of them.
+Scope = TokenKind | None
 #: A lease is never charged more than thirty years.
 MOST_CHARGED = Fraction(10**9)
 
@@ -69,8 +73,8 @@ class Known:
     user: UserId
     lane: Lane
     came: int
-    floor: Fraction
-    finish: Fraction = Fraction(0)
+    floor: dict[Scope, Fraction] = field(default_factory=dict)
+    finish: dict[Scope, Fraction] = field(default_factory=dict)
 
 
 @dataclass
@@ -94,7 +98,7 @@ class Oracle:
     asks: list[Standing] = field(default_factory=list)
     leases: list[Out] = field(default_factory=list)
     known: list[Known] = field(default_factory=list)
-    time: dict[Lane, Fraction] = field(default_factory=lambda: dict.fromkeys(Lane, Fraction(0)))
+    time: dict[tuple[Lane, Scope], Fraction] = field(default_factory=dict)
     sessions: dict[str, set[UserId]] = field(default_factory=dict)
     promoted_users: set[UserId] = field(default_factory=set)
     kept: Kept | None = None
@@ -128,7 +132,8 @@ class Oracle:
                 known = self._find(out.lane, user)
                 assert known is not None
                 truth, estimate = (charged(cost, out.ask.weight) for cost in (cost_seconds, out.ask.cost_seconds))
-                known.finish = max(Fraction(0), known.finish + truth - estimate)
+                for scope in (None, out.ask.kind):
+                    known.finish[scope] = max(Fraction(0), known.finish[scope] + truth - estimate)
                 self._forget_if_done(out.lane, user)
                 self._come_back({user} if was_at_cap else set())
                 return True
@@ -139,7 +144,9 @@ class Oracle:
             return False
         self.sessions[session].add(ask.user)
         known = self._remember(ask.lane, ask.user)
-        known.finish = self._start(known) + charged(ask.cost_seconds, ask.weight)
+        for scope in (None, ask.kind):
+            known.floor.setdefault(scope, self._time(ask.lane, scope))
+            known.finish[scope] = self._start(known, scope) + charged(ask.cost_seconds, ask.weight)
         self._lend(lease_id, session, ask, ask.lane)
         return True
 
@@ -193,9 +200,10 @@ class Oracle:
             lease_id = LeaseId(f"{self.epoch}-{self.granted}")
             known = self._find(chosen.lane, chosen.ask.user)
             assert known is not None
-            start = self._start(known)
-            self.time[chosen.lane] = max(self.time[chosen.lane], start)
-            known.finish = start + charged(chosen.ask.cost_seconds, chosen.ask.weight)
+            for scope in (None, chosen.ask.kind):
+                start = self._start(known, scope)
+                self.time[chosen.lane, scope] = max(self._time(chosen.lane, scope), start)
+                known.finish[scope] = start + charged(chosen.ask.cost_seconds, chosen.ask.weight)
             self.asks = [one for one in self.asks if one is not chosen]
             self._release_if(self.kept is not None and self.kept.holder is chosen)
             self._lend(lease_id, chosen.session, chosen.ask, chosen.lane)
@@ -240,16 +248,28 @@ class Oracle:
         for one in able:
             if self._is_holder(one) and self._fits(one):
                 return one
-        able.sort(key=self._turn)
-        if able and not self._fits(able[0]) and (self.kept is None or self._outranks(lane, self.kept)):
-            self.kept = Kept(able[0], self.lent)
+        firsts = self._in_turn(able)
+        if firsts and not self._fits(firsts[0]) and (self.kept is None or self._outranks(lane, self.kept)):
+            self.kept = Kept(firsts[0], self.lent)
         room = self._room(lane)
-        return next((one for one in able if rounded_size(one.ask.memory_bytes) <= room), None)
+        if firsts and rounded_size(firsts[0].ask.memory_bytes) <= room:
+            return firsts[0]
+        small = self._in_turn([one for one in able if rounded_size(one.ask.memory_bytes) <= room])
+        return small[0] if small else None
 
-    def _turn(self, one: Standing) -> tuple[Fraction, int, int]:
+    def _in_turn(self, able: list[Standing]) -> list[Standing]:
+        """The first of each kind, the earliest first."""
+        firsts = []
+        for kind in TokenKind:
+            of_kind = [one for one in able if one.ask.kind is kind]
+            if of_kind:
+                firsts.append(min(of_kind, key=lambda one: self._turn(one, one.ask.kind)))
+        return sorted(firsts, key=lambda one: self._turn(one, None))
+
+    def _turn(self, one: Standing, scope: Scope) -> tuple[Fraction, int, int]:
         known = self._find(one.lane, one.ask.user)
         assert known is not None
-        return self._start(known), known.came, one.joined
+        return self._start(known, scope), known.came, one.joined
 
     def _obstacle(self, lane: Lane, kind: TokenKind) -> str | None:
         """Try it: would a cap be broken with one more lease of this lane and kind?"""
@@ -315,9 +335,12 @@ class Oracle:
         self.clock += 1
         return self.clock
 
+    def _time(self, lane: Lane, scope: Scope) -> Fraction:
+        return self.time.get((lane, scope), Fraction(0))
+
     @staticmethod
-    def _start(known: Known) -> Fraction:
-        return max(known.floor, known.finish)
+    def _start(known: Known, scope: Scope) -> Fraction:
+        return max(known.floor[scope], known.finish.get(scope, Fraction(0)))
 
     def _find(self, lane: Lane, user: UserId) -> Known | None:
         return next((one for one in self.known if one.lane is lane and one.user == user), None)
@@ -325,14 +348,17 @@ class Oracle:
     def _remember(self, lane: Lane, user: UserId) -> Known:
         known = self._find(lane, user)
         if known is None:
-            known = Known(user, lane, self._tick(), self.time[lane])
+            known = Known(user, lane, self._tick())
             self.known.append(known)
         return known
 
     def _join(self, one: Standing) -> None:
         known = self._remember(one.lane, one.ask.user)
-        if not any(other.lane is one.lane and other.ask.user == one.ask.user for other in self.asks):
-            known.floor = self.time[one.lane]
+        waits_for = [other.ask.kind for other in self.asks if other.lane is one.lane and other.ask.user == one.ask.user]
+        if not waits_for:
+            known.floor[None] = self._time(one.lane, None)
+        if one.ask.kind not in waits_for:
+            known.floor[one.ask.kind] = self._time(one.lane, one.ask.kind)
         one.joined = self._tick()
         self.asks.append(one)
 
@@ -350,18 +376,23 @@ class Oracle:
         """No credit for the time at the cap, in either lane."""
         for known in self.known:
             if known.user in were_at_cap and not self._at_cap(known.user):
-                known.floor = self.time[known.lane]
+                known.floor = {scope: self._time(known.lane, scope) for scope in known.floor}
 
     def _forget_if_done(self, lane: Lane, user: UserId) -> None:
         """A user that is done is remembered while it is ahead of its turn; an idle lane forgets everybody."""
         here = [one.ask.user for one in self.asks if one.lane is lane]
         here += [out.ask.user for out in self.leases if out.lane is lane]
         if not here:
-            self.time[lane] = max([self.time[lane], *(known.finish for known in self.known if known.lane is lane)])
+            for known in self.known:
+                for scope, finish in known.finish.items():
+                    if known.lane is lane:
+                        self.time[lane, scope] = max(self._time(lane, scope), finish)
             self.known = [known for known in self.known if known.lane is not lane]
         elif user not in here:
             self.known = [
                 known
                 for known in self.known
-                if known.lane is not lane or known.user != user or known.finish > self.time[lane]
+                if known.lane is not lane
+                or known.user != user
+                or any(finish > self._time(lane, scope) for scope, finish in known.finish.items())
             ]

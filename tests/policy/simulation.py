@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from engine.model import Lane, LeaseId, TokenKind, UserId
@@ -48,12 +48,14 @@ class Player:
     present: bool = True
     standing: dict[str, Unit] = field(default_factory=dict)
     running: dict[LeaseId, tuple[float, Unit]] = field(default_factory=dict)
-    done_seconds: float = 0.0
+    done_seconds: Counter[TokenKind] = field(default_factory=Counter)
     largest_seconds: float = 0.0
 
-    def given_seconds(self, now: float) -> float:
-        """The seconds that its units have run until now."""
-        return self.done_seconds + sum(min(now - since, unit.true_seconds) for since, unit in self.running.values())
+    def given_seconds(self, now: float, kinds: Collection[TokenKind] = tuple(TokenKind)) -> float:
+        """The seconds that its units of these kinds have run until now."""
+        running = [(since, unit) for since, unit in self.running.values() if unit.kind in kinds]
+        done = sum(self.done_seconds[kind] for kind in kinds)
+        return done + sum(min(now - since, unit.true_seconds) for since, unit in running)
 
 
 class Simulation:
@@ -93,7 +95,7 @@ class Simulation:
         self.now, _, lease_id, name = heapq.heappop(self._ends)
         player = self.players[name]
         _, unit = player.running.pop(lease_id)
-        player.done_seconds += unit.true_seconds
+        player.done_seconds[unit.kind] += unit.true_seconds  # type: ignore[assignment]
         self.ended[name] = self.now
         assert self.book.give_back("night", lease_id, unit.true_seconds)
         self.start()
@@ -107,10 +109,10 @@ class Simulation:
             self.book.withdraw("night", ask_id)
         player.standing.clear()
 
-    def is_backlogged(self, name: str) -> bool:
-        """It waits, and may be served: it is not at its cap."""
-        player = self.players[name]
-        return bool(player.standing) and not self.book.tokens.at_cap(UserId(name))
+    def is_backlogged(self, name: str, kinds: Collection[TokenKind] = tuple(TokenKind)) -> bool:
+        """It waits for a token of these kinds, and may be served: it is not at its cap."""
+        waits = any(unit.kind in kinds for unit in self.players[name].standing.values())
+        return waits and not self.book.tokens.at_cap(UserId(name))
 
     def granted(self) -> Counter[str]:
         """How many grants each user has had."""

@@ -158,6 +158,7 @@ class Talk:
 
     def __init__(self, given: Limits, *others: Any, at_grant: Callable[[Started], None] | None = None) -> None:
         self.limits = self.log_limits = given
+        self._scaled: int | None = None
         self.book = Book(given, epoch=EPOCH)
         self.standing: dict[tuple[str, str], tuple[Lane, Ask]] = {}
         self.out: dict[LeaseId, Out] = {}
@@ -239,6 +240,12 @@ class Talk:
 
     def scale_to(self, target: int | None) -> None:
         self._tell("scale_to", target)
+        self._scaled = target
+
+    @property
+    def target(self) -> int:
+        cores = self.limits.cpu_limit
+        return cores if self._scaled is None else max(1, min(self._scaled, cores))
 
     def grants(self) -> list[Started]:
         """All that is granted now, by every listener alike."""
