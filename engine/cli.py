@@ -586,7 +586,7 @@ def _print_scheduler(statistics: Mapping[str, Any]) -> None:
     print(
         f"scheduler: {statistics['active_workers']} of {statistics['max_total_workers']} workers busy "
         f"({statistics['max_workers_per_user']} at most for a user), {waiting:,} units wait for a token, "
-        f"{backlog:,} items behind them, {statistics['sessions']} coordinators"
+        f"{backlog:,} items are to be done, {statistics['sessions']} coordinators"
     )
     scaled = f", because of {_SCALED[statistics['scaled_by']]}" if statistics["scaled_by"] else ""
     print(f"  cores: bulk work may use {statistics['cpu_target']} of {statistics['cpu_limit']}{scaled}")

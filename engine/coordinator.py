@@ -265,7 +265,7 @@ class Coordinator:
             message=self._draining[1] if self._draining else "",
         )
 
-    def backlog_changes(self) -> Mapping[UserId, int]:
+    def _backlog_changes(self) -> Mapping[UserId, int]:
         """Items that wait, in line and open, of the users where that has changed since the last call; 0: none left."""
         for opened in self._open.values():
             if opened.pipeline.moved:
@@ -591,7 +591,8 @@ class Coordinator:
         if not (asks or withdraw or returns or self._rung or explain):
             return
         self._rung = False
-        answer = self._desk.exchange(asks=asks, returns=returns, withdraw=withdraw, explain=explain)
+        backlog = self._backlog_changes() if explain else None
+        answer = self._desk.exchange(asks=asks, returns=returns, withdraw=withdraw, backlog=backlog, explain=explain)
         if explain:
             self._explained = now
         if not self._askers:

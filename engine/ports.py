@@ -144,7 +144,7 @@ class DeskStats:
     user_workers       tokens out, by user
     waiting            asks that stand, by user
     reasons            why users wait (the words of Answer.waits) -> how many do
-    backlog            items that have no ask yet, by user, as far as coordinators have said
+    backlog            items that are to be worked on, by user, as far as coordinators have said
     cpu_target         bulk CPU tokens that may be out now: scaled between 1 and cpu_limit
     scaled_by          what keeps the target below the limit: "load", "memory" or ""
     granted            tokens lent since the scheduler began; grants_per_second over the last ten seconds
@@ -192,7 +192,7 @@ class Desk(Protocol):
     ) -> Answer:
         """One round trip: give back, ask, and hear; it never waits at the desk.
 
-        backlog    items of a user that have no ask yet, where that has changed; 0: none are left
+        backlog    items of a user that are to be worked on, where that has changed; 0: none are left
         explain    say why users wait (`Answer.waits`): some microseconds for each
         patience   wait here so long for a grant, and ask again when the bell rings
 

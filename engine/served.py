@@ -161,7 +161,7 @@ class ServedDesk:
     ) -> tuple[list[tuple[str, str]], dict[str, str] | None, list[str], dict[str, int] | None] | None:
         """Returns, withdrawals, asks, in this order, in one transaction: (grants, waits, promoted, limits).
 
-        backlog: items of a user that have no ask yet, where that has changed; 0: none are left. waits: None unless
+        backlog: items of a user that are to be worked on, where that has changed; 0: none are left. waits: None unless
         `explain`. limits: None while they are as last told. The whole answer is None when the session is unknown
         (greet again). Garbage raises ValueError before anything has changed.
         """
