@@ -32,6 +32,9 @@ def take(folder: Path) -> int:
             time.sleep(_PAUSE_SECONDS)
         try:
             descriptor = os.open(folder / NAME, _FLAGS, 0o600)
+        except FileNotFoundError:
+            # The folder was there a moment ago and is being erased: whoever comes back finds it made anew, or nobody.
+            raise IndexBusy(f"{folder} has just been removed; try again") from None
         except OSError as error:
             raise IndexFault(f"{folder / NAME} cannot be opened: {error.strerror}; mind its permissions") from None
         try:

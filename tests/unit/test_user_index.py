@@ -220,6 +220,12 @@ def test_one_writer_at_a_time_within_a_process(folder: Path) -> None:
     assert not is_locked(folder)
 
 
+def test_a_folder_that_is_gone_is_to_be_tried_again(folder: Path) -> None:
+    """Erased between being made and being locked: that is nobody's fault, and no question of permissions."""
+    with pytest.raises(IndexBusy, match="has just been removed"):
+        lock.take(folder / "gone")
+
+
 def test_children_do_not_inherit_the_lock(folder: Path) -> None:
     """A worker that outlives its coordinator must not keep the user locked."""
     with open_writer(folder):
