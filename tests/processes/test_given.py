@@ -396,3 +396,33 @@ def test_the_import_is_light() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"pymupdf", "fitz", "docx", "PIL", "tesserocr", "pytesseract", "onnxruntime", "tokenizers", "wordllama"}
     assert not heavy & set(done.stdout.split())
+
+
+def test_a_call_that_was_interrupted_writes_into_no_file_of_its_caller(settings: Settings, tmp_path: Path) -> None:
+    """An item that takes its time outlives the call; when it has come, nothing is written to what was opened since."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(dict[str, object]):
+        def get(self, name: str, default: object = None) -> object:  # type: ignore[override]
+            begun.set()
+            go_on.wait(60)
+            return super().get(name, default)
+
+    def interrupt(percent: float, text: str) -> None:
+        if percent > 0:
+            begun.wait(60)
+            raise KeyboardInterrupt
+
+    given = [*mails(*["avocet"] * 20), Slow(id="slow", subject="Late")]
+    with pytest.raises(KeyboardInterrupt):
+        create_email_embeddings("ann", given, settings=settings, on_progress=interrupt)
+    (late,) = [thread for thread in threading.enumerate() if thread.name == "surveyor"]
+    # So many that every number that was closed is in use again.
+    opened = [(tmp_path / f"own{number}").open("w") for number in range(64)]
+    try:
+        go_on.set()
+        late.join()
+        assert not any(os.fstat(file.fileno()).st_size for file in opened)
+    finally:
+        for file in opened:
+            file.close()
