@@ -19,6 +19,7 @@ import errno
 import logging
 import os
 import queue
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -197,6 +198,8 @@ class Coordinator:
             niceness=0 if lane is Lane.INTERACTIVE else BULK_NICENESS,
         )
         self._wake_out, self._wake_in = os.pipe()
+        #: Held while the pipe is written to or closed. A signal handler may come in between, in the same thread.
+        self._wake_lock = threading.RLock()
         os.set_blocking(self._wake_out, False)
         os.set_blocking(self._wake_in, False)
         self._supervisor.watch(self._wake_out, self._drain_wake)
@@ -282,9 +285,13 @@ class Coordinator:
         self._threads.stop()
         for opened in list(self._open.values()):
             self._close_user(opened)
-        for descriptor in (self._wake_out, self._wake_in):
-            with suppress(OSError):
-                os.close(descriptor)
+        with self._wake_lock:
+            # Threads that nobody waits for may have news yet: by then the numbers may be those of other people's files.
+            descriptors = self._wake_out, self._wake_in
+            self._wake_out = self._wake_in = -1
+            for descriptor in descriptors:
+                with suppress(OSError):
+                    os.close(descriptor)
 
     # --- the loop ---
 
@@ -845,7 +852,7 @@ class Coordinator:
         )
 
     def _wake(self) -> None:
-        with suppress(BlockingIOError, OSError):
+        with self._wake_lock, suppress(OSError):
             os.write(self._wake_in, b".")
 
     def _drain_wake(self) -> None:

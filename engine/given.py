@@ -43,6 +43,9 @@ OnProgress = Callable[[float, str], None]
 _KEEPING_SHARE: Final = 0.1
 #: Items brought to the disk together: the wait for it is then a small part of writing them.
 _TOGETHER: Final = 500
+#: CannotComposeError, and what numbers of a thousand digits, lists in lists without end, and time zones, messages and
+#: mappings of the caller's own bring about.
+_MALFORMED: Final = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,8 +298,11 @@ def _steady(descriptor: int, before: os.stat_result, path: str) -> Iterator[byte
 
 
 def _id_in(item: object) -> str:
-    found = item.get("id") if isinstance(item, Mapping) else None
-    return "" if found is None else id_one_line(str(found)[:1000])
+    try:
+        found = item.get("id") if isinstance(item, Mapping) else None
+        return "" if found is None else id_one_line(str(found)[:1000])
+    except _MALFORMED:
+        return ""
 
 
 # --- what is done ----------------------------------------------------------------------------------------------------
@@ -374,8 +380,7 @@ class _Keeping:
         for number, form in enumerate(self.forms):
             try:
                 self._keep(keeper, number, form)
-            except (ValueError, OverflowError) as error:
-                # CannotComposeError, and what numbers of a thousand digits and the like bring about.
+            except _MALFORMED as error:
                 self.failures[number] = Failure(reason=Reason.MALFORMED, detail=str(error)[:2000])
             except FetchFailed as error:
                 self.failures[number] = error.failure
@@ -483,7 +488,7 @@ class _Progress:
         self._waiting: Counter[str] | None = None
 
     def say(self, event: Event) -> None:
-        """telemetry.Reporter. What `on_progress` raises is for Guarded to swallow."""
+        """telemetry.Reporter."""
         match event:
             case UserBegan():
                 top = [record for record in self.records() if record.parent is None]
@@ -516,4 +521,7 @@ class _Progress:
                 # Without a scheduler the run itself says so, to whom it concerns.
                 self.show(percent, text)
             if self._tell is not None:
-                self._tell(percent, text)
+                try:
+                    self._tell(percent, text)
+                except Exception:  # noqa: BLE001 - the caller's: the work, and what others see of it, go on
+                    _log.exception("on_progress(%s, %r) failed", percent, text)

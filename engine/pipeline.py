@@ -784,8 +784,8 @@ class UserPipeline:
         assert item is not None
         if item.record.id not in self._items or piece.content != item.content:
             return
-        if failure.reason is Reason.OCR_LANGUAGE_MISSING:
-            # No other page will fare better.
+        if failure.reason in (Reason.OCR_LANGUAGE_MISSING, Reason.DISK_FULL):
+            # No other page will fare better, and another run may read this one.
             self._settle(item, ItemState.FAILED, failure)
             return
         name = (item.record.id, piece.page)

@@ -8,6 +8,7 @@ a test holds what it loads against a list. The only broad `except` of the worker
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import os
@@ -29,6 +30,7 @@ from engine.workers.messages import Begin, ItemDone, Progress, Ready, UnitDone, 
 
 #: Progress is said at most this often: the supervisor asks whether a worker lives, not how each page went.
 _PROGRESS_SECONDS = 0.5
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class _Home:
@@ -110,6 +112,9 @@ def _do_item(runner: StageRunner, order: Mapping[str, Any], home: _Home) -> tupl
     except MemoryError:
         return {}, Failure(reason=Reason.OUT_OF_MEMORY, detail="the unit's memory limit was reached")
     except Exception as error:  # noqa: BLE001 - the worker's outermost loop: one bad item must not end the others
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            # The disk's fault and not the item's, which is to be tried again when there is room.
+            return {}, Failure(reason=Reason.DISK_FULL, detail=printable(str(error)))
         return {}, Failure(reason=Reason.EXTRACTOR_ERROR, detail=printable(f"{type(error).__name__}: {error}"))
 
 

@@ -10,6 +10,7 @@ import textwrap
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from engine.desk import stop_scheduler
 from engine.errors import CannotRunError, UsageError
 from engine.given import GivenReport, create_email_embeddings, create_file_embeddings, create_schedule_embeddings
 from engine.leaving import erase_user, remove_sources
+from engine.manager import get_thread_pool_manager
 from engine.model import Lane, UserId
 from engine.run import open_own_ledger, run
 from engine.search import search
@@ -181,6 +183,47 @@ def test_progress_rises_from_start_to_end_in_the_callers_thread(settings: Settin
         raise RuntimeError("the status table is gone")
 
     assert create_email_embeddings("ann", mails("bittern"), settings=settings, on_progress=fail).indexed == 1
+
+
+def test_a_callback_that_raises_keeps_nobody_else_from_the_progress(settings: Settings) -> None:
+    """It is called again, and the status that everybody sees comes to its end."""
+    heard: list[float] = []
+
+    def fail(percent: float, text: str) -> None:
+        heard.append(percent)
+        raise RuntimeError("the status table is gone")
+
+    create_email_embeddings("ann", mails("avocet"), settings=settings, on_progress=fail)
+    assert (heard[0], heard[-1]) == (0, 100)
+    status = get_thread_pool_manager(settings).get_stats()["user_status"]["ann"]
+    assert (status["status"], status["progress"]) == ("done", 100)
+
+
+def test_what_an_item_is_made_of_costs_nobody_but_it(settings: Settings) -> None:
+    """Lists without end, and values of the caller's that raise when they are asked: malformed, each by itself."""
+
+    class Nowhere(tzinfo):
+        """Says nothing."""
+
+    class Broken(dict[str, object]):
+        def get(self, name: str, default: object = None) -> object:  # type: ignore[override]
+            if name == "subject":
+                raise KeyError(name)
+            return super().get(name, default)
+
+    endless: list[object] = []
+    endless.append(endless)
+    given = [
+        {"id": "a", "subject": "Endless", "to": endless},
+        {"id": "b", "subject": "Nowhere", "date": datetime(2025, 1, 1, tzinfo=Nowhere())},
+        Broken(id="c"),
+        {"id": "d", "subject": "The avocet"},
+        {"id": 10**5000, "subject": "More digits than Python writes"},
+    ]
+    report = create_email_embeddings("ann", given, settings=settings)
+    assert (report.indexed, report.failed) == (1, 4)
+    assert [(each.id, each.reason) for each in report.failures] == [(id_, "malformed") for id_ in ("a", "b", "c", "")]
+    assert hits(settings, "ann", "avocet") == [("d", "The avocet")]
 
 
 def test_only_what_was_given_is_worked_on(settings: Settings, tmp_path: Path) -> None:
@@ -396,3 +439,33 @@ def test_the_import_is_light() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"pymupdf", "fitz", "docx", "PIL", "tesserocr", "pytesseract", "onnxruntime", "tokenizers", "wordllama"}
     assert not heavy & set(done.stdout.split())
+
+
+def test_a_call_that_was_interrupted_writes_into_no_file_of_its_caller(settings: Settings, tmp_path: Path) -> None:
+    """An item that takes its time outlives the call; when it has come, nothing is written to what was opened since."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(dict[str, object]):
+        def get(self, name: str, default: object = None) -> object:  # type: ignore[override]
+            begun.set()
+            go_on.wait(60)
+            return super().get(name, default)
+
+    def interrupt(percent: float, text: str) -> None:
+        if percent > 0:
+            begun.wait(60)
+            raise KeyboardInterrupt
+
+    given = [*mails(*["avocet"] * 20), Slow(id="slow", subject="Late")]
+    with pytest.raises(KeyboardInterrupt):
+        create_email_embeddings("ann", given, settings=settings, on_progress=interrupt)
+    (late,) = [thread for thread in threading.enumerate() if thread.name == "surveyor"]
+    # So many that every number that was closed is in use again.
+    opened = [(tmp_path / f"own{number}").open("w") for number in range(64)]
+    try:
+        go_on.set()
+        late.join()
+        assert not any(os.fstat(file.fileno()).st_size for file in opened)
+    finally:
+        for file in opened:
+            file.close()

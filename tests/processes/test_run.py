@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from engine.coordinator import Supervisor
 from engine.desk import stop_scheduler
 from engine.errors import UsageError
 from engine.model import Lane, UserId
+from engine.reasons import Reason
 from engine.run import open_own_ledger, run, seconds_until
 from engine.settings import Settings, load_settings
 from engine.survey import Orders
 from engine.telemetry import SilentReporter
+from tests import files
 from tests.mill import wait_until
 
 
@@ -58,6 +62,25 @@ def test_runs_leave_no_descriptor_open(settings: Settings) -> None:
         assert _run(settings, None) == 0
     # The desk's watch thread looks up within a second.
     wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, "no more open files than before")
+    stop_scheduler(settings.data_dir)
+
+
+def test_what_found_no_room_on_the_disk_is_read_by_the_next_run(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that cannot write says so; no page is given up for it, and the next run reads all of them."""
+    home = tmp_path / "home"
+    (home / "0.txt").unlink()
+    files.scanned_pdf(home / "scan.pdf", "The first page of the heron", "The second page")
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.coordinator.Supervisor", partial(Supervisor, package="tests.saboteurs.full_disk"))
+        assert _run(settings, None) == 3
+    with open_own_ledger(settings) as ledger:
+        assert [item.reason for item in ledger.failures()] == [Reason.DISK_FULL]
+    assert _run(settings, None) == 0
+    with open_own_ledger(settings) as ledger:
+        counts = ledger.counts()
+    assert (counts.indexed, counts.partial, counts.failed) == (5, 0, 0)
     stop_scheduler(settings.data_dir)
 
 

@@ -1,0 +1,1 @@
+"""Stages as they are, but for OCR, which finds no room for what it has read."""
