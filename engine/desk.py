@@ -295,7 +295,7 @@ class Desk:
             if code > 0:
                 raise CannotRunError(f"the scheduler ended with code {code}: {self._last_words()}")
         now = time.monotonic()
-        if now - self._started_at < _START_PAUSE_SECONDS or rendezvous.lock_is_held(self._place / "scheduler.lock"):
+        if now - self._started_at < _START_PAUSE_SECONDS or rendezvous.scheduler_runs(self._place):
             return
         self._started_at = now
         limits = self._own_limits
@@ -434,8 +434,8 @@ def stop_scheduler(data_dir: Path) -> bool:
 
 
 def _visit(data_dir: Path, action: Callable[[rendezvous.DeskProxy], _Result | None]) -> _Result | None:
-    place = rendezvous.find_runtime_dir(data_dir)
-    if not rendezvous.lock_is_held(place / "scheduler.lock"):
+    place = rendezvous.find_scheduler(data_dir)
+    if place is None:
         return None
     try:
         proxy = rendezvous.DeskProxy(place, timeout_seconds=CALL_SECONDS)

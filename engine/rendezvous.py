@@ -72,13 +72,14 @@ def make_runtime_dir(data_dir: Path) -> Path:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):
                 folder.mkdir(mode=0o700)
-            _check_private(folder)
+            check_private(folder)
     except OSError as error:
         raise CannotRunError(f"the runtime folder {place} cannot be used: {error}") from error
     return place
 
 
-def _check_private(folder: Path) -> None:
+def check_private(folder: Path) -> None:
+    """Raises CannotRunError when a folder is not ours alone, OSError when there is none."""
     found = folder.lstat()
     if stat.S_ISLNK(found.st_mode):
         raise CannotRunError(f"{folder} is a symbolic link; remove it: the runtime folder must be a real one")
@@ -116,6 +117,28 @@ def read_key(place: Path) -> bytes:
     if len(key) != KEY_BYTES:
         raise CannotRunError(f"{place / 'key'} holds {len(key)} bytes instead of {KEY_BYTES}; stop the scheduler")
     return key
+
+
+def find_scheduler(data_dir: Path) -> Path | None:
+    """The runtime folder where a scheduler runs, or None. Raises CannotRunError when it cannot be one, or is not ours
+    alone: whoever put a lock, a key and a socket there is not to be spoken to."""
+    place = find_runtime_dir(data_dir)
+    try:
+        check_private(place)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CannotRunError(f"the runtime folder {place} cannot be used: {error}") from error
+    return place if scheduler_runs(place) else None
+
+
+def scheduler_runs(place: Path) -> bool:
+    """Somebody holds the scheduler's lock. Raises CannotRunError when that cannot be a lock (a link, a folder)."""
+    lock = place / "scheduler.lock"
+    try:
+        return lock_is_held(lock)
+    except OSError as error:
+        raise CannotRunError(f"the scheduler's lock {lock} cannot be used: {error}") from error
 
 
 def lock_is_held(path: Path) -> bool:
@@ -292,15 +315,21 @@ class DeskProxy(BaseProxy):  # type: ignore[misc]
 
     def __init__(self, place: Path, *, timeout_seconds: float) -> None:
         address = str(place / "socket")
+        # Each time: in a shared temporary folder, what was ours may have been cleared away and made by another account.
+        check_private(place)
         key = read_key(place)
         self._connection = _connect(address, key, timeout_seconds)
         # The scheduler keeps its one object for as long as it lives: there are no references to count.
         super().__init__(Token(SERVED, address, SERVED), "pickle", authkey=key, exposed=EXPOSED, incref=False)
         self._unanswered = False
-        self._connection.send((None, "accept_connection", ("desk",), {}))
-        kind, result = self._connection.recv()
-        if kind != "#RETURN":
-            raise convert_to_error(kind, result)
+        try:
+            self._connection.send((None, "accept_connection", ("desk",), {}))
+            kind, result = self._connection.recv()
+            if kind != "#RETURN":
+                raise convert_to_error(kind, result)
+        except BaseException:
+            self._connection.close()
+            raise
 
     def _callmethod(self, methodname: str, args: tuple[Any, ...] = (), kwds: dict[str, Any] | None = None) -> Any:
         if self._unanswered:
@@ -327,6 +356,9 @@ def _connect(address: str, key: bytes, timeout_seconds: float) -> Wire:
     with socket.socket(socket.AF_UNIX) as plain:
         set_timeouts(plain, timeout_seconds)
         plain.connect(address)
+        _, uid = peer(plain)
+        if uid not in (os.getuid(), None):
+            raise CannotRunError(f"account {uid} answers at {address}, not ours ({os.getuid()}); remove it")
         connection = Wire(plain.detach())
     try:
         answer_challenge(connection, key)
@@ -335,6 +367,14 @@ def _connect(address: str, key: bytes, timeout_seconds: float) -> Wire:
         connection.close()
         raise
     return connection
+
+
+def peer(plain: socket.socket) -> tuple[int | None, int | None]:
+    """(pid, uid) of the process at the other end as the kernel says; (None, None) where it does not."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None, None
+    pid, uid, _ = struct.unpack("3i", plain.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
 
 
 def set_timeouts(plain: socket.socket, seconds: float) -> None:

@@ -19,7 +19,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
@@ -99,13 +98,13 @@ class SchedulerServer(Server):  # type: ignore[misc]
     def handle_request(self, connection: Connection) -> None:
         """Check the caller's account before a byte of it is read, then serve it."""
         try:
-            pid, uid = _peer(connection)
+            plain = socket.socket(fileno=os.dup(connection.fileno()))
+            pid, uid = rendezvous.peer(plain)
             if uid not in (os.getuid(), None):
                 _log.warning("a caller of account %s was refused", uid)
-                connection.close()
+                plain.close()
                 return
             self.desk.caller.pid = pid
-            plain = socket.socket(fileno=os.dup(connection.fileno()))
             with self._strangers_lock:
                 self._strangers[threading.get_ident()] = plain
             rendezvous.set_timeouts(plain, HANDSHAKE_SECONDS)
@@ -114,6 +113,8 @@ class SchedulerServer(Server):  # type: ignore[misc]
             _log.info("a caller hung up: %s", error)
         finally:
             self._know()
+            # Hung up on, not left to wait: the accepting thread still knows this connection.
+            connection.close()
             self._free_lines.release()
 
     def accept_connection(self, connection: Connection, name: str) -> None:
@@ -147,15 +148,6 @@ class SchedulerManager(BaseManager):  # type: ignore[misc]
     def get_server(self) -> SchedulerServer:
         """The server, bound to its address."""
         return self._Server(self._registry, self._address, self._authkey, self._serializer)
-
-
-def _peer(connection: Connection) -> tuple[int | None, int | None]:
-    """(pid, uid) of the caller as the kernel says; (None, None) where it does not."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        return None, None
-    with socket.socket(fileno=os.dup(connection.fileno())) as plain:
-        pid, uid, _ = struct.unpack("3i", plain.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return pid, uid
 
 
 class Watcher:

@@ -17,7 +17,7 @@ import pytest
 
 from engine import desk as desk_module
 from engine import rendezvous
-from engine.desk import find_statistics
+from engine.desk import find_statistics, open_desk, stop_scheduler
 from engine.errors import CannotRunError
 from engine.processes import is_alive, start_time
 from tests.faults.test_borrowers import all_can_be_borrowed
@@ -204,7 +204,6 @@ def test_a_folder_that_is_not_ours_alone(tmp_path: Path, what: str, how: str) ->
         assert list(elsewhere.iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="desk._visit does not check whose folder it is")
 def test_nothing_is_said_to_a_scheduler_in_a_folder_that_is_not_ours_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,13 +220,51 @@ def test_nothing_is_said_to_a_scheduler_in_a_folder_that_is_not_ours_alone(
         impostor.bind(str(run / "socket"))
         impostor.listen()
         impostor.setblocking(False)
-        with suppress(CannotRunError):
-            find_statistics(tmp_path)
+        for look in (find_statistics, stop_scheduler):
+            with pytest.raises(CannotRunError, match="open to other accounts"):
+                look(tmp_path)
+        with pytest.raises(CannotRunError, match="open to other accounts"):
+            rendezvous.DeskProxy(run, timeout_seconds=0.3)
         with pytest.raises(BlockingIOError):
             impostor.accept()
 
 
-@pytest.mark.xfail(strict=True, reason="rendezvous.lock_is_held lets OSError through", raises=OSError)
+#: Listens in our folder as another account, says so, and then what the first caller says unasked.
+_OTHER_LISTENER = textwrap.dedent(
+    """
+    import os, socket
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind("socket")
+    os.chmod("socket", 0o666)
+    os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+    listener.listen()
+    print("listening", flush=True)
+    caller, _ = listener.accept()
+    print(caller.recv(100), flush=True)
+    """
+)
+
+
+@as_root
+def test_nothing_is_said_to_a_listener_of_another_account(tmp_path: Path) -> None:
+    """Whoever answers at the socket has our own account, or not a byte is exchanged."""
+    run = rendezvous.make_runtime_dir(tmp_path)
+    (run / "key").write_bytes(b"k" * rendezvous.KEY_BYTES)
+    impostor = subprocess.Popen([sys.executable, "-c", _OTHER_LISTENER], cwd=run, stdout=subprocess.PIPE, text=True)
+    try:
+        assert impostor.stdout is not None
+        assert impostor.stdout.readline() == "listening\n"
+        with (run / "scheduler.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with pytest.raises(CannotRunError, match="account 65534 answers at"):
+                find_statistics(tmp_path)
+        assert impostor.stdout.readline() == "b''\n"
+        impostor.communicate(timeout=30)
+    finally:
+        impostor.kill()
+        impostor.wait()
+
+
 @pytest.mark.parametrize("what", ["file", "link"])
 def test_a_look_at_a_folder_that_cannot_be_one(tmp_path: Path, what: str) -> None:
     """`scheduler status` where the folder is a file, or the lock a link: said in words, or nobody is there."""
@@ -235,8 +272,10 @@ def test_a_look_at_a_folder_that_cannot_be_one(tmp_path: Path, what: str) -> Non
         (tmp_path / "run").touch()
     else:
         (rendezvous.make_runtime_dir(tmp_path) / "scheduler.lock").symlink_to(tmp_path / "elsewhere")
-    with suppress(CannotRunError):
-        assert find_statistics(tmp_path) is None
+    with pytest.raises(CannotRunError, match=str(tmp_path / "run")):
+        find_statistics(tmp_path)
+    with pytest.raises(CannotRunError, match=str(tmp_path / "run")):
+        open_desk(data_dir=tmp_path, max_total_workers=1, max_workers_per_user=1, cpu_limit=1, memory_limit_bytes=10**9)
 
 
 #: Connects as another account, from inside the folder, and says what comes back.
