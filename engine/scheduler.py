@@ -34,6 +34,7 @@ from engine import guards, rendezvous
 from engine.errors import CannotRunError, NightmillError
 from engine.policy.scaling import Scale
 from engine.policy.tokens import Limits
+from engine.processes import LACKING
 from engine.served import ServedDesk
 
 _log = logging.getLogger(__name__)
@@ -120,7 +121,14 @@ class SchedulerServer(Server):  # type: ignore[misc]
     def accept_connection(self, connection: Connection, name: str) -> None:
         """The caller has the key: from here on it may be silent as long as it likes."""
         self._know()
-        with rendezvous.Wire(os.dup(connection.fileno())) as wire:
+        try:
+            wire = rendezvous.Wire(os.dup(connection.fileno()))
+        except OSError as error:
+            # Hung up on, it comes again; an answer to this call it would take for good.
+            _log.warning("a caller cannot be served: %s", error)
+            connection.close()
+            return
+        with wire:
             super().accept_connection(wire, name)
 
     def _know(self) -> None:
@@ -182,13 +190,20 @@ class Watcher:
             for descriptor, _ in poller.poll(WATCH_SECONDS * 1000):
                 if descriptor == self._wake_out:
                     os.read(self._wake_out, 4096)
-            self._desk.end_dead()
-            self._desk.end_recovery()
             now = time.monotonic()
-            if now - looked >= LOAD_SECONDS:
-                looked = now
-                self._desk.look()
-                self._follow_load(now)
+            try:
+                self._desk.end_dead()
+                self._desk.end_recovery()
+                if now - looked >= LOAD_SECONDS:
+                    looked = now
+                    self._desk.look()
+                    self._follow_load(now)
+            except OSError as error:
+                if error.errno not in LACKING:
+                    raise
+                # What could not be looked at now is looked at again; not at once, because a sign may still be there.
+                _log.warning("the watcher cannot look: %s", error)
+                self.stopping.wait(ACCEPT_PAUSE_SECONDS)
             if self._desk.idle_seconds() >= idle_seconds:
                 self.stopping.set()
 
