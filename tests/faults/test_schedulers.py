@@ -9,7 +9,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -369,3 +369,27 @@ def test_a_client_that_comes_back_late_begins_nothing_too_much(tmp_path: Path) -
         others.wait_for("done", 2)
         if not late.ended:
             late.wait_for("done", 2)
+
+
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_a_grant_whose_scheduler_ends_before_it_is_used(tmp_path: Path, killed: str) -> None:
+    """Killed between its answer and the use of the lease: the next one may not know of it, so it is not used."""
+    with a_world(tmp_path, total=1) as world:
+        desk = world.desk()
+        noted = desk._client_file.note_leases
+
+        def and_its_scheduler_ends(begun: Mapping[str, Sequence[str | float]], ended: Iterable[str]) -> None:
+            desk._client_file.note_leases = noted  # type: ignore[method-assign]
+            if killed == "after":
+                noted(begun, ended)
+            world.kill_scheduler()
+            if killed == "before":
+                noted(begun, ended)
+
+        desk._client_file.note_leases = and_its_scheduler_ends  # type: ignore[method-assign]
+        assert desk.exchange(asks=[an_ask("1")]).grants == ()
+        (grant,) = wait_until(lambda: desk.exchange(patience_seconds=0.05).grants, "the token of the next scheduler")
+        assert grant.ask_id == "1"
+        assert world.statistics().active_workers == 1
+        desk.exchange(returns=[Return(lease_id=grant.lease_id, cost_seconds=0.1)])
+        all_can_be_borrowed(world)
