@@ -29,7 +29,7 @@ from engine.errors import CannotRunError, SchedulerUnreachable
 from engine.model import LeaseId, UserId
 from engine.policy.tokens import Limits
 from engine.ports import Answer, Ask, DeskStats, Grant, Return
-from engine.processes import Watched, is_alive
+from engine.processes import Watched
 
 #: How long a coordinator tries to reach or start a scheduler. A start takes half a second, and up to ten more when
 #: the coordinators of a killed one do not come back.
@@ -64,6 +64,7 @@ class Desk:
         self._told: dict[UserId, Mapping[str, Any]] = {}
         self._proxy: rendezvous.DeskProxy | None = None
         self._scheduler: tuple[int, float] = (0, 0.0)
+        self._scheduler_process: Watched | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._started_at = -_START_PAUSE_SECONDS
         self._lock = threading.RLock()
@@ -157,6 +158,8 @@ class Desk:
                     self._proxy.call("leave", self._client_file.session)
             self._hang_up()
             self._client_file.close()
+            if self._scheduler_process is not None:
+                self._scheduler_process.close()
             if self._child is not None:
                 self._child.poll()
 
@@ -180,8 +183,7 @@ class Desk:
             if self._in_doubt:
                 self._hang_up()
             self._in_doubt = True
-            for given in returns:
-                self._leases.pop(given.lease_id, None)
+            ended = [given.lease_id for given in returns if self._leases.pop(given.lease_id, None) is not None]
             for ask_id in withdraw:
                 self._asks.pop(ask_id, None)
             for ask in asks:
@@ -201,6 +203,7 @@ class Desk:
                 list(withdraw),
                 {str(user): waiting for user, waiting in backlog.items()},
                 explain,
+                meanwhile=(lambda: self._client_file.note_leases({}, ended)) if ended else None,
             )
             if answer is None:
                 # The scheduler does not know us: it is a new one, or gave us up. The greeting tells it all.
@@ -209,20 +212,37 @@ class Desk:
             granted, waits, promoted, limits = answer
             if limits is not None:
                 self.limits = Limits(**limits)
-            grants = []
-            for ask_id, lease_id in granted:
-                standing = self._asks.pop(ask_id, None)
-                if standing is not None:
-                    self._leases[LeaseId(lease_id)] = standing
-                    grants.append(Grant(ask_id=ask_id, lease_id=LeaseId(lease_id)))
+            grants = self._take(granted)
             self._in_doubt = False
             return Answer(
-                grants=tuple(grants),
+                grants=grants,
                 waits=None if waits is None else {UserId(user): why for user, why in waits.items()},
                 promoted=frozenset(UserId(user) for user in promoted),
             )
 
-    def _call(self, method: str, *arguments: Any) -> Any:
+    def _take(self, granted: Sequence[tuple[str, str]]) -> tuple[Grant, ...]:
+        """Note what is held from now on. Raises CannotRunError when that cannot be written; the next exchange greets.
+
+        A lease is used only when it stands beside the client file, and the scheduler that lent it still lived
+        afterwards. So the next one, which begins when this one has ended, finds there whatever is used by somebody who
+        is stopped and does not come back to it.
+        """
+        begun = {LeaseId(lease_id): self._asks[ask_id] for ask_id, lease_id in granted if ask_id in self._asks}
+        if not begun:
+            return ()
+        self._client_file.note_leases({lease_id: _as_row(ask) for lease_id, ask in begun.items()}, ())
+        assert self._scheduler_process is not None
+        if not self._scheduler_process.alive:
+            # These asks stand as if nothing had been granted, and are told to the next scheduler.
+            self._hang_up()
+            self._client_file.note_leases({}, begun)
+            return ()
+        self._leases.update(begun)
+        for ask in begun.values():
+            del self._asks[ask.ask_id]
+        return tuple(Grant(ask_id=ask.ask_id, lease_id=lease_id) for lease_id, ask in begun.items())
+
+    def _call(self, method: str, *arguments: Any, meanwhile: Callable[[], None] | None = None) -> Any:
         """One call, made again after a reconnection when the scheduler went away in between.
 
         An exchange is not made again: the greeting has already told the new scheduler what stands.
@@ -232,14 +252,14 @@ class Desk:
                 self._connect()
                 arguments = _less_the_greeting(method, arguments)
             assert self._proxy is not None
-            return self._proxy.call(method, *arguments)
+            return self._proxy.call(method, *arguments, meanwhile=meanwhile)
         except _LOST:
             self._hang_up()
             self._connect()
             arguments = _less_the_greeting(method, arguments)
             assert self._proxy is not None
             try:
-                return self._proxy.call(method, *arguments)
+                return self._proxy.call(method, *arguments, meanwhile=meanwhile)
             except _LOST as error:
                 raise SchedulerUnreachable(f"the scheduler went away twice in a row: {error}") from error
 
@@ -281,10 +301,15 @@ class Desk:
         if "refused" in greeting:
             raise _Refused(greeting["refused"])
         pid, started = greeting["scheduler"]
-        self._scheduler = (int(pid), float(started))
+        watched = Watched(int(pid), float(started))
+        if self._scheduler_process is not None:
+            self._scheduler_process.close()
+        self._scheduler_process, self._scheduler = watched, (watched.pid, watched.started)
         for lease_id in greeting["void"]:
-            # No longer counted, its worker killed: told to a third scheduler, it would count again.
+            # Not counted: told to a third scheduler, it would be.
             self._leases.pop(LeaseId(lease_id), None)
+        if greeting["void"]:
+            self._client_file.note_leases({}, greeting["void"])
         self.limits = Limits(**greeting["limits"])
         self._started_at = -_START_PAUSE_SECONDS
 
@@ -295,7 +320,7 @@ class Desk:
             if code > 0:
                 raise CannotRunError(f"the scheduler ended with code {code}: {self._last_words()}")
         now = time.monotonic()
-        if now - self._started_at < _START_PAUSE_SECONDS or rendezvous.lock_is_held(self._place / "scheduler.lock"):
+        if now - self._started_at < _START_PAUSE_SECONDS or rendezvous.scheduler_runs(self._place):
             return
         self._started_at = now
         limits = self._own_limits
@@ -340,13 +365,18 @@ class Desk:
                 watched = Watched(pid, started)
             except ProcessLookupError:
                 ended = True
+            except OSError:
+                # Out of descriptors. Whoever asks meanwhile finds the scheduler's end out by itself.
+                self._closing.wait(1.0)
+                continue
             else:
                 ended = watched.wait_end(1.0)
                 watched.close()
             if not ended:
                 continue
             with self._lock:
-                if self._closing.is_set() or is_alive(*self._scheduler):
+                assert self._scheduler_process is not None
+                if self._closing.is_set() or self._scheduler_process.alive:
                     continue
                 self._hang_up()
                 try:
@@ -434,8 +464,8 @@ def stop_scheduler(data_dir: Path) -> bool:
 
 
 def _visit(data_dir: Path, action: Callable[[rendezvous.DeskProxy], _Result | None]) -> _Result | None:
-    place = rendezvous.find_runtime_dir(data_dir)
-    if not rendezvous.lock_is_held(place / "scheduler.lock"):
+    place = rendezvous.find_scheduler(data_dir)
+    if place is None:
         return None
     try:
         proxy = rendezvous.DeskProxy(place, timeout_seconds=CALL_SECONDS)

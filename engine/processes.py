@@ -7,6 +7,7 @@ pidfds; elsewhere psutil answers, and waiting means looking again.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 import signal
@@ -21,6 +22,8 @@ _PR_SET_PDEATHSIG = 1
 #: How often a process without a pidfd, or a group, is looked at, in seconds. SIGKILL takes a few milliseconds.
 _LOOK_SECONDS = 0.01
 _ON_LINUX = sys.platform.startswith("linux")
+#: Nothing can be opened now, in this process or on this machine. It passes, and says nothing of what was looked for.
+LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 def start_time(pid: int) -> float:
@@ -51,28 +54,36 @@ def is_alive(pid: int, started: float) -> bool:
 class Watched:
     """A process whose end can be waited for. `fd` is a pidfd, or -1 where the system has none.
 
-    Raises ProcessLookupError when that very process is already gone.
+    Raises ProcessLookupError when that very process is already gone, another OSError (LACKING) when nothing can be
+    opened now. Later looks at one with a pidfd open nothing.
     """
 
     def __init__(self, pid: int, started: float) -> None:
         self.pid, self.started, self.fd = pid, started, -1
+        self._poller = select.poll()
         if hasattr(os, "pidfd_open"):
             try:
                 self.fd = os.pidfd_open(pid)
             except ProcessLookupError:
                 raise
-            except OSError:
+            except OSError as error:
+                if error.errno in LACKING:
+                    raise
                 # An old kernel or a sandbox: is_alive answers instead.
-                self.fd = -1
-        # Looked at after the pidfd was opened, so that it cannot belong to a later process with the same id.
-        if not is_alive(pid, started):
+        try:
+            # Looked at after the pidfd was opened, so that it cannot belong to a later process with the same id.
+            if not is_alive(pid, started):
+                raise ProcessLookupError(f"process {pid} has ended")
+        except BaseException:
             self.close()
-            raise ProcessLookupError(f"process {pid} has ended")
+            raise
+        if self.fd >= 0:
+            self._poller.register(self.fd, select.POLLIN)
 
     @property
     def alive(self) -> bool:
-        """True until the process has ended. Never waits."""
-        return is_alive(self.pid, self.started)
+        """True until the process has ended. Never waits. For one thread at a time."""
+        return is_alive(self.pid, self.started) if self.fd < 0 else not self._poller.poll(0)
 
     def wait_end(self, timeout_seconds: float) -> bool:
         """Wait until the process has ended; False when it still lives after the time-out."""

@@ -19,7 +19,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
@@ -35,6 +34,7 @@ from engine import guards, rendezvous
 from engine.errors import CannotRunError, NightmillError
 from engine.policy.scaling import Scale
 from engine.policy.tokens import Limits
+from engine.processes import LACKING
 from engine.served import ServedDesk
 
 _log = logging.getLogger(__name__)
@@ -99,13 +99,13 @@ class SchedulerServer(Server):  # type: ignore[misc]
     def handle_request(self, connection: Connection) -> None:
         """Check the caller's account before a byte of it is read, then serve it."""
         try:
-            pid, uid = _peer(connection)
+            plain = socket.socket(fileno=os.dup(connection.fileno()))
+            pid, uid = rendezvous.peer(plain)
             if uid not in (os.getuid(), None):
                 _log.warning("a caller of account %s was refused", uid)
-                connection.close()
+                plain.close()
                 return
             self.desk.caller.pid = pid
-            plain = socket.socket(fileno=os.dup(connection.fileno()))
             with self._strangers_lock:
                 self._strangers[threading.get_ident()] = plain
             rendezvous.set_timeouts(plain, HANDSHAKE_SECONDS)
@@ -114,12 +114,21 @@ class SchedulerServer(Server):  # type: ignore[misc]
             _log.info("a caller hung up: %s", error)
         finally:
             self._know()
+            # Hung up on, not left to wait: the accepting thread still knows this connection.
+            connection.close()
             self._free_lines.release()
 
     def accept_connection(self, connection: Connection, name: str) -> None:
         """The caller has the key: from here on it may be silent as long as it likes."""
         self._know()
-        with rendezvous.Wire(os.dup(connection.fileno())) as wire:
+        try:
+            wire = rendezvous.Wire(os.dup(connection.fileno()))
+        except OSError as error:
+            # Hung up on, it comes again; an answer to this call it would take for good.
+            _log.warning("a caller cannot be served: %s", error)
+            connection.close()
+            return
+        with wire:
             super().accept_connection(wire, name)
 
     def _know(self) -> None:
@@ -147,15 +156,6 @@ class SchedulerManager(BaseManager):  # type: ignore[misc]
     def get_server(self) -> SchedulerServer:
         """The server, bound to its address."""
         return self._Server(self._registry, self._address, self._authkey, self._serializer)
-
-
-def _peer(connection: Connection) -> tuple[int | None, int | None]:
-    """(pid, uid) of the caller as the kernel says; (None, None) where it does not."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        return None, None
-    with socket.socket(fileno=os.dup(connection.fileno())) as plain:
-        pid, uid, _ = struct.unpack("3i", plain.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return pid, uid
 
 
 class Watcher:
@@ -190,13 +190,20 @@ class Watcher:
             for descriptor, _ in poller.poll(WATCH_SECONDS * 1000):
                 if descriptor == self._wake_out:
                     os.read(self._wake_out, 4096)
-            self._desk.end_dead()
-            self._desk.end_recovery()
             now = time.monotonic()
-            if now - looked >= LOAD_SECONDS:
-                looked = now
-                self._desk.look()
-                self._follow_load(now)
+            try:
+                self._desk.end_dead()
+                self._desk.end_recovery()
+                if now - looked >= LOAD_SECONDS:
+                    looked = now
+                    self._desk.look()
+                    self._follow_load(now)
+            except OSError as error:
+                if error.errno not in LACKING:
+                    raise
+                # What could not be looked at now is looked at again; not at once, because a sign may still be there.
+                _log.warning("the watcher cannot look: %s", error)
+                self.stopping.wait(ACCEPT_PAUSE_SECONDS)
             if self._desk.idle_seconds() >= idle_seconds:
                 self.stopping.set()
 

@@ -8,7 +8,7 @@ what happened, puts what the book grants into the sessions' trays and rings thei
 
 A lease belongs to the process that its session names. When that ends, its workers are killed and waited for, and only
 then its leases end. After a scheduler was killed nothing is granted until every coordinator of the one before has come
-back, or is dead and its workers with it.
+back, or is dead and its workers with it, or is stopped: then it keeps the leases that its file lists.
 
 The limits in force are the strictest of all that are here: every session brings its own, and a scheduler that an
 operator runs in the foreground keeps those it was started with. Lowered while leases are out, they let nothing new
@@ -17,6 +17,7 @@ start before there is room.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -33,13 +34,15 @@ from engine.model import Lane, LeaseId, TokenKind, UserId
 from engine.policy.book import Book, check_ask, is_number
 from engine.policy.tokens import Limits
 from engine.ports import Ask
-from engine.processes import Watched, kill_group, start_time
+from engine.processes import LACKING, Watched, kill_group, start_time
 
 _log = logging.getLogger(__name__)
 
 #: How long a new scheduler waits for the coordinators of the one before it to come back. They notice its end at once
 #: (pidfd) or within a second, and the process takes about half a second to start; ten cover a machine that swaps.
 RECOVERY_SECONDS = 10.0
+#: Before what could not be done at the end of a session is tried again: descriptors that lack now come back.
+_BURIAL_PAUSE_SECONDS = 0.25
 #: Grants a second are said over so many looks of the watcher at the load, a second apart.
 _RATE_LOOKS = 10
 #: What a product tells of a user is shown, not stored: a line or two.
@@ -53,13 +56,14 @@ AskRow = tuple[Any, ...]
 class _Session:
     """A coordinator that is here. `tray`: what was granted and not yet collected, (ask, lease).
 
-    visit       the number of the latest greeting, and greeted_in the thread that serves its connection
+    visit       the number of the latest greeting, and greeted_in the thread that serves its connection. 0: it has not
+                greeted this scheduler, only left the leases of an earlier one; its limits are not known then
     """
 
     name: str
     client: Watched
     bell: int
-    limits: Limits
+    limits: Limits | None = None
     told_limits: Limits | None = None
     visit: int = 0
     greeted_in: int = 0
@@ -88,6 +92,8 @@ class ServedDesk:
         self._lock = threading.Lock()
         self._sessions: dict[str, _Session] = {}
         self._awaited: dict[str, Path] = {}
+        #: Client files of the dead that are being cleared away, by session.
+        self._burials: set[str] = set()
         self._recovery_ends = clock() + RECOVERY_SECONDS
         self._idle_since = clock()
         self._scaled_by = ""
@@ -107,8 +113,8 @@ class ServedDesk:
 
         introduction: `asks` that stand, `leases` held as (lease_id, ask row), `limits` that it was set, `backlog` and
         `told` (see `exchange` and `tell`), and the number of this `visit`, greater than that of the one before.
-        Answers with `scheduler` (pid, start time), `limits` in force and `void`: the leases that are no longer counted
-        (their workers have been killed). A refusal is {"refused": why}.
+        Answers with `scheduler` (pid, start time), `limits` in force and `void`: the leases that are not counted. A
+        refusal is {"refused": why}. Raises OSError (processes.LACKING) when the scheduler can open nothing now.
         """
         if protocol != rendezvous.PROTOCOL:
             older = "scheduler" if protocol > rendezvous.PROTOCOL else "coordinator"
@@ -125,6 +131,9 @@ class ServedDesk:
             visit = int(introduction["visit"])
             client, bell = self._identify(session)
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in LACKING:
+                # Not the greeting's fault: the caller hears of it, and comes again.
+                raise
             return {"refused": f"the greeting of {session!r} makes no sense: {error}"}
         with self._lock:
             known = self._sessions.get(session)
@@ -136,13 +145,15 @@ class ServedDesk:
                 if visit <= known.visit:
                     return {"refused": f"session {session!r} has greeted anew since"}
                 known.tray.clear()
+                may_adopt = known.visit == 0
             else:
+                may_adopt = session in self._awaited
                 known = self._sessions[session] = _Session(session, client, bell, limits)
                 self._book.begin_session(session)
             known.limits, known.backlog, known.statuses = limits, backlog, told
             known.visit, known.greeted_in = visit, threading.get_ident()
             self._set_limits()
-            void = self._take_up(session, held, wished, may_adopt=session in self._awaited)
+            void = self._take_up(session, held, wished, may_adopt=may_adopt)
             self._awaited.pop(session, None)
             self._grant(but=None)
             known.told_limits = self._book.limits
@@ -172,10 +183,8 @@ class ServedDesk:
         gone = [str(ask_id) for ask_id in withdraw]
         counts = _backlog_from(backlog)
         with self._lock:
-            borrower = self._sessions.get(session)
-            if borrower is None or borrower.dying or borrower.greeted_in != threading.get_ident():
-                # The last: a call that its coordinator has given up (time-out, Ctrl-C), to greet anew. What it was
-                # about has been told in that greeting, and nobody would hear of what it is granted.
+            borrower = self._session_of_caller(session)
+            if borrower is None:
                 return None
             for lease_id, cost in given:
                 self._book.give_back(session, lease_id, cost)
@@ -218,8 +227,8 @@ class ServedDesk:
         """What a product wants to be shown of a user, until its session ends; {}: nothing any more."""
         checked = _status_from(status)
         with self._lock:
-            borrower = self._sessions.get(session)
-            if borrower is None or borrower.dying:
+            borrower = self._session_of_caller(session)
+            if borrower is None:
                 return False
             if checked:
                 borrower.statuses[str(user)] = checked
@@ -258,10 +267,10 @@ class ServedDesk:
             }
 
     def leave(self, session: str) -> None:
-        """A coordinator is done: its leases end, its asks are withdrawn."""
+        """A coordinator is done: its leases end, its asks are withdrawn. Another's session is left as it is."""
         with self._lock:
-            borrower = self._sessions.get(session)
-            if borrower is not None and not borrower.dying:
+            borrower = self._session_of_caller(session)
+            if borrower is not None:
                 self._end(borrower)
         self.wake()
 
@@ -278,11 +287,8 @@ class ServedDesk:
     def recover(self) -> None:
         """Before the first caller: end what dead coordinators left, and note the living ones that must come back."""
         for path in rendezvous.client_files(self._place):
-            if rendezvous.client_is_alive(path):
+            if rendezvous.client_is_alive(path) or not self._clear_away(path):
                 self._awaited[path.stem] = path
-            else:
-                self._kill_workers(path)
-                rendezvous.remove_client(path)
         self._recovery_ends = self._clock() + RECOVERY_SECONDS
 
     def descriptors(self) -> list[int]:
@@ -299,34 +305,56 @@ class ServedDesk:
             return now - self._idle_since
 
     def end_dead(self) -> None:
-        """Bury the sessions whose process has ended, each on a thread of its own: a worker may be slow to die."""
+        """Bury the sessions whose process has ended, each on a thread of its own: a worker may be slow to die.
+
+        Raises OSError (processes.LACKING) when there can be no thread for one; it is buried at the next look.
+        """
         with self._lock:
             dead = [s for s in self._sessions.values() if not s.dying and not s.client.alive]
             for borrower in dead:
+                self._start_burial(borrower.name)
                 borrower.dying = True
                 self._book.end_asks(borrower.name)
-                threading.Thread(target=self._bury, args=(borrower,), daemon=True).start()
             if dead:
                 self._grant(but=None)
 
     def end_recovery(self) -> None:
-        """Give up the coordinators that have died or are overdue: their workers are ended, nobody waits for them."""
+        """Wait no longer for coordinators that have died, whose workers are ended first, or that are overdue."""
         with self._lock:
-            if not self._awaited:
-                return
             overdue = self._clock() >= self._recovery_ends
-            given_up = [
-                (name, path) for name, path in self._awaited.items() if overdue or not rendezvous.client_is_alive(path)
-            ]
-            # Taken off the list only after their workers are gone, below: until then nothing is granted. One that
-            # greets meanwhile finds its leases adopted, its workers dead, and returns them.
-        for name, path in given_up:
-            self._kill_workers(path)
-            if not rendezvous.client_is_alive(path):
-                rendezvous.remove_client(path)
-            with self._lock:
-                self._awaited.pop(name, None)
-                self._grant(but=None)
+            awaited = list(self._awaited.items())
+        for name, path in awaited:
+            # Taken off the list only after that: until then nothing is granted.
+            if not rendezvous.client_is_alive(path) and self._clear_away(path):
+                with self._lock:
+                    self._awaited.pop(name, None)
+                    self._grant(but=None)
+            elif overdue:
+                self._go_on_without(name, path)
+
+    def _go_on_without(self, session: str, path: Path) -> None:
+        """A coordinator that lives and does not come back is stopped. It keeps the leases that its file lists; the
+        others go on with the rest. What it was lent and had not listed yet, it will not use (Desk._take)."""
+        try:
+            held = [(LeaseId(str(lease_id)), _ask_from(row)) for lease_id, row in rendezvous.read_leases(path)]
+            client, bell = self._identify(session) if held else (None, -1)
+        except ProcessLookupError:
+            return  # Dead by now; the next look finds that out.
+        except (ValueError, TypeError) as error:
+            # Written at this moment, which it is not for long. As long as nobody knows what is out, nothing is lent.
+            _log.warning("the leases of %s cannot be read yet: %s", session, error)
+            return
+        with self._lock:
+            if self._awaited.pop(session, None) is None or client is None:
+                if client is not None:
+                    client.close()
+                    os.close(bell)
+            else:
+                self._sessions[session] = _Session(session, client, bell)
+                self._book.begin_session(session)
+                self._take_up(session, held, [], may_adopt=True)
+                _log.info("%s does not come back; it keeps %s leases", session, len(held))
+            self._grant(but=None)
 
     def our_processes(self) -> list[int]:
         """The coordinators that are here and the workers that they list, as process ids."""
@@ -338,9 +366,16 @@ class ServedDesk:
         return found
 
     def look(self) -> None:
-        """Once a second: note how many grants there were."""
+        """Once a second: note how many grants there were, and bury clients that died after they had left, or before
+        they had greeted."""
         with self._lock:
             self._rate.append((self._clock(), self._granted))
+        for path in rendezvous.client_files(self._place):
+            with self._lock:
+                known = self._sessions.keys() | self._awaited.keys() | self._burials
+            if path.stem not in known and not rendezvous.client_is_alive(path):
+                with self._lock:
+                    self._start_burial(path.stem)
 
     def scale(self, target: int, why: str) -> None:
         """So many bulk CPU leases may be out from now on, because of "load" or "memory" ("": all that there may be)."""
@@ -359,6 +394,18 @@ class ServedDesk:
         return self._book.limits
 
     # --- how ---
+
+    def _session_of_caller(self, session: str) -> _Session | None:
+        """The session, if it is the caller's own and the caller has greeted on this very connection.
+
+        A connection that a coordinator has given up (time-out, Ctrl-C) to greet anew may still have a call in it: what
+        that was about has been told in the greeting, and nobody would hear of what it is granted.
+        """
+        borrower = self._sessions.get(session)
+        if borrower is None or borrower.dying or borrower.greeted_in != threading.get_ident():
+            return None
+        # A thread's number is used again: of a caller that has hung up, by the next one.
+        return borrower if getattr(self.caller, "pid", None) in (borrower.client.pid, None) else None
 
     def _identify(self, session: str) -> tuple[Watched, int]:
         """The process that the session names, and its bell. Raises ValueError or OSError when it is not the caller."""
@@ -415,14 +462,35 @@ class ServedDesk:
         self._set_limits()
         self._grant(but=None)
 
-    def _bury(self, borrower: _Session) -> None:
+    def _start_burial(self, session: str) -> None:
+        thread = threading.Thread(target=self._bury, args=(session,), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise OSError(errno.ENOMEM, f"no thread to bury {session}") from error
+        self._burials.add(session)
+
+    def _bury(self, session: str) -> None:
         """Its workers first, its leases only when they are gone: nothing is lent twice in between."""
-        path = rendezvous.client_path(self._place, borrower.name)
-        self._kill_workers(path)
-        rendezvous.remove_client(path)
+        path = rendezvous.client_path(self._place, session)
+        while True:
+            try:
+                self._clear_away(path)
+                break
+            except OSError as error:
+                _log.warning("%s cannot be buried yet; its tokens stay out: %s", session, error)
+                time.sleep(_BURIAL_PAUSE_SECONDS)
         with self._lock:
-            self._end(borrower)
+            self._burials.discard(session)
+            borrower = self._sessions.get(session)
+            if borrower is not None and borrower.dying:
+                self._end(borrower)
         self.wake()
+
+    def _clear_away(self, path: Path) -> bool:
+        """End what a dead client's file lists, and remove the file. False when the client lives after all."""
+        self._kill_workers(path)
+        return rendezvous.remove_dead_client(path)
 
     def _kill_workers(self, path: Path) -> None:
         """Kill every worker that a client file lists and wait until all are gone, however long the kernel takes."""
@@ -437,7 +505,7 @@ class ServedDesk:
 
     def _set_limits(self) -> None:
         """The strictest of all that are here. With nobody here the last ones stay: they bound nothing."""
-        all_here = [borrower.limits for borrower in self._sessions.values()]
+        all_here = [borrower.limits for borrower in self._sessions.values() if borrower.limits is not None]
         if all_here:
             limits = Limits.strictest([*all_here, *([self._own_limits] if self._own_limits else [])])
             if limits != self._book.limits:

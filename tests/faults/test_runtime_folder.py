@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -17,9 +18,12 @@ import pytest
 
 from engine import desk as desk_module
 from engine import rendezvous
-from engine.desk import find_statistics
+from engine.desk import find_statistics, open_desk, stop_scheduler
 from engine.errors import CannotRunError
+from engine.policy.tokens import Limits
+from engine.ports import Return
 from engine.processes import is_alive, start_time
+from engine.served import ServedDesk
 from tests.faults.test_borrowers import all_can_be_borrowed
 from tests.faults.world import World, a_world, an_ask
 from tests.mill import wait_until
@@ -148,6 +152,89 @@ def test_a_torn_client_file(tmp_path: Path) -> None:
         assert len(rendezvous.client_files(world.data_dir / "run")) == 1
 
 
+def test_a_client_file_that_is_locked_between_look_and_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that had made its file and not locked it when a new scheduler looked is awaited, not cleared away."""
+    place = rendezvous.make_runtime_dir(tmp_path)
+    client = rendezvous.ClientFile(place)
+    # What was true a moment before.
+    monkeypatch.setattr(rendezvous, "client_is_alive", lambda path: False)
+    limits = Limits(max_total_workers=1, max_workers_per_user=1, cpu_limit=1, memory_limit_bytes=10**9)
+    desk = ServedDesk(place, limits)
+    desk.recover()
+    assert client.path.exists()
+    assert desk._awaited == {client.session: client.path}
+    client.close()
+    assert list((place / "clients").iterdir()) == []
+
+
+_LEAVES_AND_DIES = textwrap.dedent(
+    """
+    import os, signal, sys
+    from pathlib import Path
+    from engine.desk import open_desk
+    desk = open_desk(data_dir=Path(sys.argv[1]), max_total_workers=2, max_workers_per_user=2, cpu_limit=4,
+                     memory_limit_bytes=10**9)
+    desk._proxy.call("leave", desk._client_file.session)
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+)
+
+
+def test_the_client_file_of_who_died_after_leaving(tmp_path: Path) -> None:
+    """It belongs to no session any more; the scheduler removes it all the same."""
+    with a_world(tmp_path) as world:
+        world.scheduler()
+        left = world.start("-c", _LEAVES_AND_DIES, str(world.data_dir))
+        left.wait(timeout=60)
+        clients = world.data_dir / "run" / "clients"
+        wait_until(lambda: list(clients.iterdir()) == [], "an empty folder")
+
+
+@contextmanager
+def _files_up_to(size: int) -> Iterator[None]:
+    """For a while this process can write no file beyond that size: a write is cut off, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_worker_that_cannot_be_noted(tmp_path: Path) -> None:
+    """On a full disk it is an error, before its first unit; the line that was cut off does not spoil the next."""
+    client = rendezvous.ClientFile(rendezvous.make_runtime_dir(tmp_path))
+    client.add(11, 1.0)
+    with _files_up_to(client.path.stat().st_size + 10):
+        with pytest.raises(CannotRunError, match="worker 12 cannot be noted"):
+            client.add(12, 2.0)
+        client.remove(12)
+    client.add(13, 3.0)
+    assert rendezvous.read_client_file(client.path) == {11: 1.0, 13: 3.0}
+    client.close()
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_lease_that_cannot_be_noted(tmp_path: Path, size: int) -> None:
+    """It is not used, whoever asked for it is told, and it can be had when there is room again."""
+    with a_world(tmp_path, total=2) as world:
+        desk = world.desk()
+        (first,) = desk.exchange(asks=[an_ask("1")]).grants
+        path = desk._client_file.path
+        listed = rendezvous.read_leases(path)
+        assert [lease_id for lease_id, _ in listed] == [first.lease_id]
+        with _files_up_to(size), pytest.raises(CannotRunError, match="leases cannot be noted"):
+            desk.exchange(asks=[an_ask("2")])
+        assert rendezvous.read_leases(path) == listed
+        assert [*desk.standing()[1]] == [first.lease_id]
+        (second,) = wait_until(lambda: desk.exchange(patience_seconds=0.05).grants, "the other token")
+        assert [lease_id for lease_id, _ in rendezvous.read_leases(path)] == [first.lease_id, second.lease_id]
+        assert world.statistics().active_workers == 2
+        desk.exchange(returns=[Return(lease_id=one.lease_id, cost_seconds=0.1) for one in (first, second)])
+        assert rendezvous.read_leases(path) == []
+        all_can_be_borrowed(world)
+
+
 # --- keys ---
 
 
@@ -204,7 +291,6 @@ def test_a_folder_that_is_not_ours_alone(tmp_path: Path, what: str, how: str) ->
         assert list(elsewhere.iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="desk._visit does not check whose folder it is")
 def test_nothing_is_said_to_a_scheduler_in_a_folder_that_is_not_ours_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,13 +307,51 @@ def test_nothing_is_said_to_a_scheduler_in_a_folder_that_is_not_ours_alone(
         impostor.bind(str(run / "socket"))
         impostor.listen()
         impostor.setblocking(False)
-        with suppress(CannotRunError):
-            find_statistics(tmp_path)
+        for look in (find_statistics, stop_scheduler):
+            with pytest.raises(CannotRunError, match="open to other accounts"):
+                look(tmp_path)
+        with pytest.raises(CannotRunError, match="open to other accounts"):
+            rendezvous.DeskProxy(run, timeout_seconds=0.3)
         with pytest.raises(BlockingIOError):
             impostor.accept()
 
 
-@pytest.mark.xfail(strict=True, reason="rendezvous.lock_is_held lets OSError through", raises=OSError)
+#: Listens in our folder as another account, says so, and then what the first caller says unasked.
+_OTHER_LISTENER = textwrap.dedent(
+    """
+    import os, socket
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind("socket")
+    os.chmod("socket", 0o666)
+    os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+    listener.listen()
+    print("listening", flush=True)
+    caller, _ = listener.accept()
+    print(caller.recv(100), flush=True)
+    """
+)
+
+
+@as_root
+def test_nothing_is_said_to_a_listener_of_another_account(tmp_path: Path) -> None:
+    """Whoever answers at the socket has our own account, or not a byte is exchanged."""
+    run = rendezvous.make_runtime_dir(tmp_path)
+    (run / "key").write_bytes(b"k" * rendezvous.KEY_BYTES)
+    impostor = subprocess.Popen([sys.executable, "-c", _OTHER_LISTENER], cwd=run, stdout=subprocess.PIPE, text=True)
+    try:
+        assert impostor.stdout is not None
+        assert impostor.stdout.readline() == "listening\n"
+        with (run / "scheduler.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with pytest.raises(CannotRunError, match="account 65534 answers at"):
+                find_statistics(tmp_path)
+        assert impostor.stdout.readline() == "b''\n"
+        impostor.communicate(timeout=30)
+    finally:
+        impostor.kill()
+        impostor.wait()
+
+
 @pytest.mark.parametrize("what", ["file", "link"])
 def test_a_look_at_a_folder_that_cannot_be_one(tmp_path: Path, what: str) -> None:
     """`scheduler status` where the folder is a file, or the lock a link: said in words, or nobody is there."""
@@ -235,8 +359,10 @@ def test_a_look_at_a_folder_that_cannot_be_one(tmp_path: Path, what: str) -> Non
         (tmp_path / "run").touch()
     else:
         (rendezvous.make_runtime_dir(tmp_path) / "scheduler.lock").symlink_to(tmp_path / "elsewhere")
-    with suppress(CannotRunError):
-        assert find_statistics(tmp_path) is None
+    with pytest.raises(CannotRunError, match=str(tmp_path / "run")):
+        find_statistics(tmp_path)
+    with pytest.raises(CannotRunError, match=str(tmp_path / "run")):
+        open_desk(data_dir=tmp_path, max_total_workers=1, max_workers_per_user=1, cpu_limit=1, memory_limit_bytes=10**9)
 
 
 #: Connects as another account, from inside the folder, and says what comes back.

@@ -209,17 +209,31 @@ def test_scheduler_and_client_killed_together_leave_no_worker(data_dir: Path, op
     assert not is_alive(worker, started)
 
 
-def test_a_client_that_does_not_come_back_loses_its_workers(data_dir: Path, opened: ExitStack) -> None:
-    """A stopped client of a killed scheduler is waited for, told as `recovering`, and then its workers are ended."""
+def test_a_client_that_does_not_come_back_keeps_what_it_holds(data_dir: Path, opened: ExitStack) -> None:
+    """A stopped client of a killed scheduler is waited for, told as `recovering`; then others go on with the rest.
+
+    Of four tokens one is kept for interactive work.
+    """
     borrower, worker, started = a_borrower(opened, data_dir)
-    desk = a_desk(opened, data_dir)
-    desk.exchange(asks=[an_ask("1")])
+    desk = a_desk(opened, data_dir, total=4)
+    desk.exchange(asks=[an_ask("1"), an_ask("2")])
     borrower.send_signal(signal.SIGSTOP)
     kill_scheduler(desk)
     answer = desk.exchange()
     assert answer.waits == {"ann": "recovering"}
+    # Its limit of two in all is not known as long as it is away, its two tokens are.
+    granted = []
+    until(lambda: bool(granted.extend(desk.exchange(patience_seconds=0.05).grants) or granted), 20.0)
+    assert len(granted) == 1
+    assert desk.exchange().waits == {"ann": "total_cap"}
+    assert desk.statistics().user_workers == {"bob": 2, "ann": 1}
     assert is_alive(worker, started)
-    until(lambda: bool(desk.exchange(patience_seconds=0.05).grants), 20.0)
+    borrower.send_signal(signal.SIGCONT)
+    until(lambda: desk.statistics().max_total_workers == 2)
+    assert desk.statistics().user_workers == {"bob": 2, "ann": 1}
+    borrower.kill()
+    borrower.wait()
+    until(lambda: bool(desk.exchange(patience_seconds=0.05).grants))
     assert not is_alive(worker, started)
 
 
