@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -185,7 +186,7 @@ def test_the_client_file_of_who_died_after_leaving(tmp_path: Path) -> None:
     with a_world(tmp_path) as world:
         world.scheduler()
         left = world.start("-c", _LEAVES_AND_DIES, str(world.data_dir))
-        left.wait(timeout=60)
+        assert left.wait(timeout=60) == -signal.SIGKILL
         clients = world.data_dir / "run" / "clients"
         wait_until(lambda: list(clients.iterdir()) == [], "an empty folder")
 

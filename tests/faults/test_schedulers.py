@@ -296,6 +296,21 @@ def test_a_newcomer_while_there_are_no_descriptors(tmp_path: Path) -> None:
         all_can_be_borrowed(world)
 
 
+def test_a_caller_that_no_descriptor_is_left_for(tmp_path: Path) -> None:
+    """Accepted with the last one, it is hung up on at once, not left to wait for its time-out."""
+    with a_world(tmp_path) as world:
+        world.scheduler()
+        scheduler = wait_until(world.scheduler_process, "the scheduler")
+        # The accepter already has the number of the next connection; there is none for anything else.
+        with _at_most(_own_descriptors(scheduler), scheduler), socket.socket(socket.AF_UNIX) as caller:
+            caller.settimeout(30.0)
+            caller.connect(str(world.data_dir / "run" / "socket"))
+            with suppress(ConnectionResetError):
+                assert caller.recv(1) == b""
+        assert "a caller hung up: [Errno 24]" in _log_of(world)
+        all_can_be_borrowed(world)
+
+
 # --- messages that come too late, or from others ---
 
 
