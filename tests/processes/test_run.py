@@ -11,7 +11,7 @@ import pytest
 
 from engine.coordinator import Supervisor
 from engine.desk import stop_scheduler
-from engine.errors import UsageError
+from engine.errors import CannotRunError, UsageError
 from engine.model import Lane, UserId
 from engine.reasons import Reason
 from engine.run import open_own_ledger, run, seconds_until
@@ -82,6 +82,15 @@ def test_what_found_no_room_on_the_disk_is_read_by_the_next_run(
         counts = ledger.counts()
     assert (counts.indexed, counts.partial, counts.failed) == (5, 0, 0)
     stop_scheduler(settings.data_dir)
+
+
+def test_a_spool_that_cannot_be_used_ends_a_run_before_it_begins(settings: Settings) -> None:
+    """It is said which folder it is; nothing crashes."""
+    (settings.data_dir / "spool").write_text("not a folder")
+    with pytest.raises(CannotRunError, match=r"spool cannot be used: File exists; give"):
+        _run(settings, None)
+    with open_own_ledger(settings) as ledger:
+        assert not ledger.last_runs(1)
 
 
 def test_a_time_of_day_is_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
