@@ -134,17 +134,18 @@ def run(
             reporter=reporter,
             clock=clock,
         )
-        try:
-            with _signals(coordinator.interrupt) if own_signals else nullcontext():
+        # To the end: a signal that comes while workers are being stopped must not leave them and an open run.
+        with _signals(coordinator.interrupt) if own_signals else nullcontext():
+            try:
                 report = coordinator.work_through(chosen)
-        except BaseException as error:
-            code = error.exit_code if isinstance(error, NightmillError) else NightmillError.exit_code
-            ledger.end_run(number, code, {"message": f"{type(error).__name__}: {error}"})
-            raise
-        finally:
-            coordinator.close()
-        # Without the troubles: they name people's folders, and outlive the people here.
-        ledger.end_run(number, report.exit_code, {**report.to_json(), "troubles": len(report.troubles)})
+            except BaseException as error:
+                code = error.exit_code if isinstance(error, NightmillError) else NightmillError.exit_code
+                ledger.end_run(number, code, {"message": f"{type(error).__name__}: {error}"})
+                raise
+            finally:
+                coordinator.close()
+            # Without the troubles: they name people's folders, and outlive the people here.
+            ledger.end_run(number, report.exit_code, {**report.to_json(), "troubles": len(report.troubles)})
         return report
 
 

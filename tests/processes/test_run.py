@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -81,6 +83,40 @@ def test_what_found_no_room_on_the_disk_is_read_by_the_next_run(
     with open_own_ledger(settings) as ledger:
         counts = ledger.counts()
     assert (counts.indexed, counts.partial, counts.failed) == (5, 0, 0)
+    stop_scheduler(settings.data_dir)
+
+
+_INTERRUPTED_WHILE_IT_CLOSES = """
+import os, signal, sys
+from pathlib import Path
+from engine.coordinator import Supervisor
+from engine.model import Lane
+from engine.run import run
+from engine.settings import load_settings
+from engine.survey import Orders
+from engine.telemetry import SilentReporter
+
+close = Supervisor.close
+
+def interrupted(self):
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+    close(self)
+
+Supervisor.close = interrupted
+settings = load_settings({"NIGHTMILL_DATA_DIR": sys.argv[1], "NIGHTMILL_EMBEDDER": "none"}, dotenv=None)
+report = run(settings, None, kind="init", lane=Lane.BULK, orders=Orders(), reporter=SilentReporter())
+sys.exit(report.exit_code)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_a_run_ends_leaves_nothing_behind(settings: Settings, name: str) -> None:
+    """All is done already, and only workers are to be stopped: the run ends as it would have."""
+    words = [sys.executable, "-c", _INTERRUPTED_WHILE_IT_CLOSES, str(settings.data_dir), name]
+    assert subprocess.run(words, check=False, timeout=120).returncode == 0
+    assert os.listdir(settings.data_dir / "spool") == []
+    with open_own_ledger(settings) as ledger:
+        assert (ledger.last_runs(1)[0].exit_code, ledger.counts().indexed) == (0, 5)
     stop_scheduler(settings.data_dir)
 
 
