@@ -200,6 +200,22 @@ def test_a_callback_that_raises_keeps_nobody_else_from_the_progress(settings: Se
     assert (status["status"], status["progress"]) == ("done", 100)
 
 
+def test_a_callback_cannot_wait_for_the_call_that_it_belongs_to(settings: Settings) -> None:
+    """A call for the same user within `on_progress` would never get the user: it is refused, the first ends."""
+    refused: list[UsageError] = []
+
+    def nest(percent: float, text: str) -> None:
+        try:
+            create_email_embeddings("ann", mails("bittern", first=1), settings=settings)
+        except UsageError as error:
+            refused.append(error)
+
+    assert create_email_embeddings("ann", mails("avocet"), settings=settings, on_progress=nest).indexed == 1
+    assert refused
+    assert create_email_embeddings("ann", mails("bittern", first=1), settings=settings).indexed == 1
+    assert hits(settings, "ann", "bittern") == [("m1", "About the bittern")]
+
+
 def test_what_an_item_is_made_of_costs_nobody_but_it(settings: Settings) -> None:
     """Lists without end, and values of the caller's that raise when they are asked: malformed, each by itself."""
 
