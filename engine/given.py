@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -43,6 +44,8 @@ OnProgress = Callable[[float, str], None]
 _KEEPING_SHARE: Final = 0.1
 #: Items brought to the disk together: the wait for it is then a small part of writing them.
 _TOGETHER: Final = 500
+#: Of each thread: `telling` is set while it is in an `on_progress`.
+_thread: Final = threading.local()
 #: CannotComposeError, and what numbers of a thousand digits, lists in lists without end, and time zones, messages and
 #: mappings of the caller's own bring about.
 _MALFORMED: Final = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError)
@@ -316,6 +319,9 @@ def _bring_in(
     interactive: bool,
     settings: Settings | None,
 ) -> GivenReport:
+    if getattr(_thread, "telling", False):
+        # Of the same user it would wait for ever, and of others as soon as two do so crosswise.
+        raise UsageError("on_progress began a call of its own while the first holds its user; begin it afterwards")
     settings = settings or own_settings()
     if not isinstance(user_id, str):
         raise UsageError(f"user_id is of type {type(user_id).__name__}; give the user's name")
@@ -521,7 +527,10 @@ class _Progress:
                 # Without a scheduler the run itself says so, to whom it concerns.
                 self.show(percent, text)
             if self._tell is not None:
+                _thread.telling = True
                 try:
                     self._tell(percent, text)
                 except Exception:  # noqa: BLE001 - the caller's: the work, and what others see of it, go on
                     _log.exception("on_progress(%s, %r) failed", percent, text)
+                finally:
+                    _thread.telling = False

@@ -56,19 +56,23 @@ def erase_user(user: UserId, *, ledger: Ledger | None, root: Path) -> tuple[int,
 def remove_sources(user: UserId, uris: Sequence[str], *, ledger: Ledger, root: Path) -> int:
     """Forget sources of a user, and take their items out of the index at once: how many.
 
-    Raises UsageError for a source that the user does not have, CannotRunError when a run is working on the user.
+    Raises UsageError for a source that the user does not have, CannotRunError when a run is working on the user or a
+    file resists.
     """
     known = {source.uri: source.id for source in ledger.sources(user)}
     for uri in uris:
         if uri not in known:
             raise UsageError(f"{user} has no source {uri!r}; there are {', '.join(known) or 'none'}")
-    folder = paths.make_user_dir(root, user)
+    try:
+        folder = paths.make_user_dir(root, user)
+    except OSError as error:
+        raise CannotRunError(f"the index of {user} cannot be used: {error}; mend that, then remove again") from None
     held = _take_lock(user, folder)
     try:
         for parsed in map(parse_uri, uris):
             if parsed.scheme == given.SCHEME:
                 # What was handed over is ours to destroy. First: after a kill the source is still there to remove.
-                given.forget(folder, parsed.path)
+                _forget_given(folder, parsed.path)
         for uri in uris:
             ledger.remove_source(known[uri])
         departed = ledger.departed(user, limit=10**9)
@@ -83,6 +87,14 @@ def remove_sources(user: UserId, uris: Sequence[str], *, ledger: Ledger, root: P
         return len(departed)
     finally:
         os.close(held)
+
+
+def _forget_given(folder: Path, kind: str) -> None:
+    try:
+        given.forget(folder, kind)
+    except OSError as error:
+        place = given.folder_of(folder, kind)
+        raise CannotRunError(f"{place} could not be removed: {error}; mend that, then remove again") from None
 
 
 def _take_lock(user: UserId, folder: Path) -> int:

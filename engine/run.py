@@ -57,17 +57,24 @@ def require_languages(settings: Settings) -> None:
 
 @contextmanager
 def spool_for(settings: Settings) -> Iterator[Path]:
-    """A folder of this process for its workers' inboxes and outboxes. What dead processes left there is removed."""
+    """A folder of this process for its workers' inboxes and outboxes. What dead processes left there is removed.
+
+    Raises CannotRunError.
+    """
     root = settings.data_dir / "spool"
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
     pid = os.getpid()
-    for left in root.iterdir():
-        owner, _, rest = left.name.partition("-")
-        started = rest.partition("-")[0]
-        if owner.isdigit() and started.isdigit() and not processes.is_alive(int(owner), float(started)):
-            shutil.rmtree(left, ignore_errors=True)
     place = root / f"{pid}-{processes.start_time(pid):.0f}-{secrets.token_hex(4)}"
-    place.mkdir(mode=0o700)
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in root.iterdir():
+            owner, _, rest = left.name.partition("-")
+            started = rest.partition("-")[0]
+            if owner.isdigit() and started.isdigit() and not processes.is_alive(int(owner), float(started)):
+                shutil.rmtree(left, ignore_errors=True)
+        place.mkdir(mode=0o700)
+    except OSError as error:
+        said = f"{root} cannot be used: {error.strerror}; give the engine's account the right to write it, and room"
+        raise CannotRunError(said) from error
     try:
         yield place
     finally:
@@ -127,17 +134,18 @@ def run(
             reporter=reporter,
             clock=clock,
         )
-        try:
-            with _signals(coordinator.interrupt) if own_signals else nullcontext():
+        # To the end: a signal that comes while workers are being stopped must not leave them and an open run.
+        with _signals(coordinator.interrupt) if own_signals else nullcontext():
+            try:
                 report = coordinator.work_through(chosen)
-        except BaseException as error:
-            code = error.exit_code if isinstance(error, NightmillError) else NightmillError.exit_code
-            ledger.end_run(number, code, {"message": f"{type(error).__name__}: {error}"})
-            raise
-        finally:
-            coordinator.close()
-        # Without the troubles: they name people's folders, and outlive the people here.
-        ledger.end_run(number, report.exit_code, {**report.to_json(), "troubles": len(report.troubles)})
+            except BaseException as error:
+                code = error.exit_code if isinstance(error, NightmillError) else NightmillError.exit_code
+                ledger.end_run(number, code, {"message": f"{type(error).__name__}: {error}"})
+                raise
+            finally:
+                coordinator.close()
+            # Without the troubles: they name people's folders, and outlive the people here.
+            ledger.end_run(number, report.exit_code, {**report.to_json(), "troubles": len(report.troubles)})
         return report
 
 

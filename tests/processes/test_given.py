@@ -24,6 +24,7 @@ from engine.model import Lane, UserId
 from engine.run import open_own_ledger, run
 from engine.search import search
 from engine.settings import INDEXES_FOLDER, Settings, load_settings
+from engine.sources.given import folder_of
 from engine.survey import Orders
 from engine.telemetry import SilentReporter
 from indexes import lock, paths
@@ -197,6 +198,22 @@ def test_a_callback_that_raises_keeps_nobody_else_from_the_progress(settings: Se
     assert (heard[0], heard[-1]) == (0, 100)
     status = get_thread_pool_manager(settings).get_stats()["user_status"]["ann"]
     assert (status["status"], status["progress"]) == ("done", 100)
+
+
+def test_a_callback_cannot_wait_for_the_call_that_it_belongs_to(settings: Settings) -> None:
+    """A call for the same user within `on_progress` would never get the user: it is refused, the first ends."""
+    refused: list[UsageError] = []
+
+    def nest(percent: float, text: str) -> None:
+        try:
+            create_email_embeddings("ann", mails("bittern", first=1), settings=settings)
+        except UsageError as error:
+            refused.append(error)
+
+    assert create_email_embeddings("ann", mails("avocet"), settings=settings, on_progress=nest).indexed == 1
+    assert refused
+    assert create_email_embeddings("ann", mails("bittern", first=1), settings=settings).indexed == 1
+    assert hits(settings, "ann", "bittern") == [("m1", "About the bittern")]
 
 
 def test_what_an_item_is_made_of_costs_nobody_but_it(settings: Settings) -> None:
@@ -469,3 +486,20 @@ def test_a_call_that_was_interrupted_writes_into_no_file_of_its_caller(settings:
     finally:
         for file in opened:
             file.close()
+
+
+def test_what_was_given_and_cannot_be_removed_is_said(settings: Settings) -> None:
+    """The source stays, to be removed again; no crash."""
+    create_email_embeddings("ann", mails("avocet"), settings=settings)
+    root = settings.data_dir / INDEXES_FOLDER
+    place = folder_of(paths.user_dir(root, "ann"), "mail")
+    # A folder in the place of which something else was put cannot be removed as one, whoever asks.
+    place.rename(place.with_name("elsewhere"))
+    place.write_text("not a folder")
+    with open_own_ledger(settings) as ledger:
+        with pytest.raises(CannotRunError, match=r"given/mail could not be removed: .*; mend that"):
+            remove_sources(ANN, ["given:mail"], ledger=ledger, root=root)
+        place.unlink()
+        place.with_name("elsewhere").rename(place)
+        assert remove_sources(ANN, ["given:mail"], ledger=ledger, root=root) == 1
+    assert not place.exists()

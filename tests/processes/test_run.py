@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from engine.coordinator import Supervisor
 from engine.desk import stop_scheduler
-from engine.errors import UsageError
+from engine.errors import CannotRunError, UsageError
 from engine.model import Lane, UserId
 from engine.reasons import Reason
 from engine.run import open_own_ledger, run, seconds_until
@@ -82,6 +84,49 @@ def test_what_found_no_room_on_the_disk_is_read_by_the_next_run(
         counts = ledger.counts()
     assert (counts.indexed, counts.partial, counts.failed) == (5, 0, 0)
     stop_scheduler(settings.data_dir)
+
+
+_INTERRUPTED_WHILE_IT_CLOSES = """
+import os, signal, sys
+from pathlib import Path
+from engine.coordinator import Supervisor
+from engine.model import Lane
+from engine.run import run
+from engine.settings import load_settings
+from engine.survey import Orders
+from engine.telemetry import SilentReporter
+
+close = Supervisor.close
+
+def interrupted(self):
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+    close(self)
+
+Supervisor.close = interrupted
+settings = load_settings({"NIGHTMILL_DATA_DIR": sys.argv[1], "NIGHTMILL_EMBEDDER": "none"}, dotenv=None)
+report = run(settings, None, kind="init", lane=Lane.BULK, orders=Orders(), reporter=SilentReporter())
+sys.exit(report.exit_code)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_a_run_ends_leaves_nothing_behind(settings: Settings, name: str) -> None:
+    """All is done already, and only workers are to be stopped: the run ends as it would have."""
+    words = [sys.executable, "-c", _INTERRUPTED_WHILE_IT_CLOSES, str(settings.data_dir), name]
+    assert subprocess.run(words, check=False, timeout=120).returncode == 0
+    assert os.listdir(settings.data_dir / "spool") == []
+    with open_own_ledger(settings) as ledger:
+        assert (ledger.last_runs(1)[0].exit_code, ledger.counts().indexed) == (0, 5)
+    stop_scheduler(settings.data_dir)
+
+
+def test_a_spool_that_cannot_be_used_ends_a_run_before_it_begins(settings: Settings) -> None:
+    """It is said which folder it is; nothing crashes."""
+    (settings.data_dir / "spool").write_text("not a folder")
+    with pytest.raises(CannotRunError, match=r"spool cannot be used: File exists; give"):
+        _run(settings, None)
+    with open_own_ledger(settings) as ledger:
+        assert not ledger.last_runs(1)
 
 
 def test_a_time_of_day_is_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
