@@ -118,6 +118,7 @@ class _Known:
 
     stamp      of its index when it was last seen (paths.stamp): another one means that somebody else has written
     must_look  ledger and index are to be compared, whatever the stamp is
+    created    when it was registered: another time means that it has been removed and added meanwhile
     counts     by the ledger then
     only       the sources that this run is about; empty: all
     begun      it has had a turn
@@ -126,6 +127,7 @@ class _Known:
     user: UserId
     weight: float
     stamp: str
+    created: float
     must_look: bool
     counts: Counts
     only: tuple[SourceId, ...] = ()
@@ -364,6 +366,7 @@ class Coordinator:
                     user=user,
                     weight=found.user.weight,
                     stamp=found.stamp,
+                    created=found.user.created,
                     must_look=found.must_look,
                     counts=found.counts,
                     only=found.only,
@@ -490,8 +493,9 @@ class Coordinator:
         # Closed last: until then nobody else writes this index.
         stack.callback(os.close, lock_fd)
         try:
-            if paths.stamp(folder) != known.stamp:
+            if paths.stamp(folder) != known.stamp or record.created != known.created:
                 # Others have had the user meanwhile.
+                known.created = record.created
                 known.must_look = True
                 known.kept.forget_places()
             writer = stack.enter_context(open_writer(folder, lock_fd=lock_fd))

@@ -35,7 +35,7 @@ from engine.settings import Settings, own_settings
 from engine.sources import beneath, given
 from engine.sources.rules import DEFAULT_MAX_SIZE_BYTES
 from engine.survey import Orders
-from engine.telemetry import Event, Guarded, ItemSettled, Progressed, UserBegan
+from engine.telemetry import Event, Guarded, ItemSettled, Progressed, Reporter, UserBegan
 
 _log = logging.getLogger(__name__)
 
@@ -337,6 +337,29 @@ def _bring_in(
     reporter = Guarded(progress)
     reporter.say(_BEGUN)
     keeping = _Keeping(forms=forms, kind=kind, settings=settings, progress=progress)
+    try:
+        result = _work(user, uri, forms, keeping, progress, reporter, interactive)
+    except BaseException as error:
+        # Nobody is to be shown for ever how far it came.
+        with suppress(NightmillError):
+            manager.update_user_status(user, "failed", None, f"{type(error).__name__}: {error}"[:500])
+        raise
+    progress.finish()
+    reporter.close()
+    return result
+
+
+def _work(
+    user: UserId,
+    uri: str,
+    forms: Sequence[_Form],
+    keeping: _Keeping,
+    progress: _Progress,
+    reporter: Reporter,
+    interactive: bool,
+) -> GivenReport:
+    """Keep, read, embed, publish. Raises CannotRunError."""
+    settings = keeping.settings
     progress.records = lambda: _records(user, uri, keeping, settings)
     troubles: tuple[str, ...] = ()
     if forms:
@@ -359,8 +382,6 @@ def _bring_in(
     result = _result(user, keeping, _records(user, uri, keeping, settings))
     if result.pending and troubles:
         raise CannotRunError(f"{'; '.join(troubles)}; what was given is kept, and the next run goes on with it")
-    progress.finish()
-    reporter.close()
     return result
 
 

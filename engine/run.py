@@ -33,6 +33,10 @@ from engine.survey import Orders
 from engine.telemetry import Reporter
 from engine.workers.tessdata import find_tessdata
 
+#: Open files of a run: 4 for each open user (policy/turns.py), 3 for each worker, the copies that are being made. Some
+#: systems allow 256 until more are asked for.
+DESCRIPTORS = 4096
+
 
 def open_own_ledger(settings: Settings) -> SqlLedger:
     """The ledger of this data directory. Raises CannotRunError."""
@@ -101,6 +105,7 @@ def run(
     """
     clock = SystemClock()
     require_languages(settings)
+    processes.allow_descriptors(DESCRIPTORS)
     make_data_dir(settings)
     free = guards.disk_free_bytes(settings.data_dir)
     if free < settings.disk_reserve_bytes:

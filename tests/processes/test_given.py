@@ -348,6 +348,8 @@ def test_a_user_who_is_erased_meanwhile_leaves_nothing(settings: Settings) -> No
         os.close(held)
         thread.join()
     assert [str(error) for error in errors] == ["ann was removed meanwhile; nothing of what was given is kept"]
+    status = get_thread_pool_manager(settings).get_stats()["user_status"]["ann"]
+    assert (status["status"], status["progress"]) == ("failed", None)
     assert not list((settings.data_dir / INDEXES_FOLDER).rglob("given"))
 
 

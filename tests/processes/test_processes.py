@@ -124,3 +124,18 @@ def test_a_child_dies_with_its_parent() -> None:
     parent.communicate()
     assert watched.wait_end(5.0)
     watched.close()
+
+
+@pytest.mark.parametrize(("soft", "hard", "after"), [(64, 100, 100), (64, 200, 128), (150, 200, 150)])
+def test_the_limit_of_open_files_is_raised_as_far_as_it_goes_and_never_lowered(
+    soft: int, hard: int, after: int
+) -> None:
+    """A soft limit below what a run needs is no reason to fail where the system would allow more."""
+    script = (
+        "import resource; from engine.processes import allow_descriptors\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
+        "allow_descriptors(128)\n"
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(after), str(hard)]
