@@ -193,7 +193,7 @@ def _all_is_well(world: World) -> None:
     assert (stats.active_workers, dict(stats.waiting)) == (0, {}), stats
     borrow_all(desk, desk.limits)
     assert desk.statistics().active_workers == _LIMITS["total"]
-    # A borrower that dies between saying goodbye and removing its file leaves the file; the next scheduler removes it.
+    # A borrower that dies between saying goodbye and removing its file leaves the file for a moment.
     for path in client_files(world):
         alive = [pid for pid, started in rendezvous.read_client_file(path).items() if is_alive(pid, started)]
         assert alive == [], f"{path} lists workers that live: {alive}"
