@@ -286,6 +286,27 @@ def test_a_status_is_seen_by_every_process(place: Path, manager: ThreadPoolManag
     assert manager.acquire_worker("ann", timeout=5)
 
 
+def status_of(place: Path, *words: str) -> str:
+    """What `nightmill ...` prints about that folder."""
+    asked = subprocess.run(
+        [sys.executable, "-m", "engine", *words],
+        cwd=place,
+        env=environ_for(place),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return asked.stdout
+
+
+def test_status_tells_of_a_product_that_has_no_run_yet(place: Path, manager: ThreadPoolManager) -> None:
+    """Where only the Python API was used there is no ledger; what is busy is shown all the same."""
+    assert manager.acquire_worker("ann", timeout=5)
+    assert "1 of 4 workers busy" in status_of(place, "status")
+    assert json.loads(status_of(place, "status", "--json"))["scheduler"]["user_workers"] == {"ann": 1}
+
+
 def test_those_who_wait_live_through_a_killed_scheduler(place: Path, manager: ThreadPoolManager) -> None:
     """kill -9 of the scheduler: what is held stays held, and whoever waits is served by the next one."""
     for _ in range(3):
