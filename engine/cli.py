@@ -597,12 +597,12 @@ def _print_scheduler(statistics: Mapping[str, Any]) -> None:
     if statistics["user_workers"]:
         busiest = sorted(statistics["user_workers"].items(), key=lambda pair: (-pair[1], pair[0]))
         more = f", and {len(busiest) - 10:,} more users" if len(busiest) > 10 else ""
-        print("  busy: " + ", ".join(f"{user} {count}" for user, count in busiest[:10]) + more)
+        print("  busy: " + ", ".join(f"{printable(user, 100)} {count}" for user, count in busiest[:10]) + more)
     for why, users in sorted(statistics["reasons"].items()):
         print(f"  {users:,} users wait for {WAITS.get(why, why)}")
     for user, status in sorted(statistics["user_status"].items())[:20]:
         said = ", ".join(f"{name} {printable(str(value), 200)}" for name, value in status.items() if value is not None)
-        print(f"  {user}: {said}")
+        print(f"  {printable(user, 100)}: {said}")
 
 
 def _failures_list(settings: Settings, given: argparse.Namespace) -> int:

@@ -307,6 +307,18 @@ def test_status_tells_of_a_product_that_has_no_run_yet(place: Path, manager: Thr
     assert json.loads(status_of(place, "status", "--json"))["scheduler"]["user_workers"] == {"ann": 1}
 
 
+def test_a_name_writes_nothing_of_its_own_on_a_terminal(place: Path, manager: ThreadPoolManager) -> None:
+    """A product's names of users may be anything: in `status` they are one word of one line."""
+    name = "ann\n  busy: bob 99\x1b[31m"
+    assert manager.acquire_worker(name, timeout=5)
+    manager.update_user_status(name, "indexing")
+    shown = status_of(place, "scheduler", "status")
+    assert "\x1b" not in shown
+    assert "busy: ann   busy: bob 99 [31m 1" in shown.splitlines()[3]
+    assert len(shown.splitlines()) == 5
+    assert "ann" in shown.splitlines()[4]
+
+
 def test_those_who_wait_live_through_a_killed_scheduler(place: Path, manager: ThreadPoolManager) -> None:
     """kill -9 of the scheduler: what is held stays held, and whoever waits is served by the next one."""
     for _ in range(3):
