@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import pickle
 import signal
@@ -317,6 +318,17 @@ def test_a_name_writes_nothing_of_its_own_on_a_terminal(place: Path, manager: Th
     assert "busy: ann   busy: bob 99 [31m 1" in shown.splitlines()[3]
     assert len(shown.splitlines()) == 5
     assert "ann" in shown.splitlines()[4]
+
+
+def test_every_grant_and_every_wait_is_in_the_log(manager: ThreadPoolManager, caplog: pytest.LogCaptureFixture) -> None:
+    """Each process says for itself, at debug, what it got and waited for, whoever has started the scheduler."""
+    caplog.set_level(logging.DEBUG, "engine.lending")
+    for _ in range(3):
+        assert manager.acquire_worker("ann", timeout=5)
+    assert not manager.acquire_worker("bob", timeout=0)
+    said = [record.getMessage() for record in caplog.records]
+    assert sum(line.startswith("lease ") and "'ann', a bulk api token" in line for line in said) == 3
+    assert [line.split(",")[0] for line in said[3:]] == ["wait: 'bob'", "no lease: 'bob'"]
 
 
 def test_those_who_wait_live_through_a_killed_scheduler(place: Path, manager: ThreadPoolManager) -> None:
