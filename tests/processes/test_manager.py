@@ -197,6 +197,7 @@ def test_a_surplus_release_is_a_warning_and_changes_nothing(manager: ThreadPoolM
         (lambda m: m.acquire_worker("ann", timeout="soon"), "timeout = 'soon'"),
         (lambda m: m.acquire_worker("ann", timeout=float("nan")), "timeout = nan"),
         (lambda m: m.process_parallel("ann", [], str, 0), "max_workers = 0"),
+        (lambda m: m.process_parallel("ann", [1], None), "process_func = None"),
         (lambda m: m.update_user_status("ann", "busy", 101), "progress = 101"),
         (lambda m: m.update_user_status("ann", "busy", float("nan")), "progress = nan"),
         (lambda m: m.update_user_status("ann", None), "status = None"),
