@@ -526,10 +526,11 @@ def _status_table(settings: Settings, user: UserId | None) -> dict[str, Any]:
     with _ledger(settings) as ledger:
         if user is not None:
             _require_user(ledger, user)
+        table: dict[str, Any] = dict(asdict(Counts() if ledger is None else ledger.counts(user)))
         if ledger is None:
-            return {**asdict(Counts()), "users": [], "last_run": None, "scheduler": None}
-        table: dict[str, Any] = dict(asdict(ledger.counts(user)))
-        if user is None:
+            # No run yet; yet a product may be at work through the Python API.
+            table["users"] = []
+        elif user is None:
             by_user = ledger.counts_by_user()
             table["users"] = [
                 {"user": name, **_short(counts)} for name, counts in sorted(by_user.items(), key=lambda pair: pair[0])
@@ -546,7 +547,8 @@ def _status_table(settings: Settings, user: UserId | None) -> dict[str, Any]:
                 }
                 for source in ledger.sources(user)
             ]
-        table["last_run"] = next((asdict(record) for record in ledger.last_runs(1)), None)
+        last_runs = () if ledger is None else ledger.last_runs(1)
+        table["last_run"] = next((asdict(record) for record in last_runs), None)
     statistics = find_statistics(settings.data_dir)
     table["scheduler"] = None if statistics is None else asdict(statistics)
     return table
@@ -595,12 +597,12 @@ def _print_scheduler(statistics: Mapping[str, Any]) -> None:
     if statistics["user_workers"]:
         busiest = sorted(statistics["user_workers"].items(), key=lambda pair: (-pair[1], pair[0]))
         more = f", and {len(busiest) - 10:,} more users" if len(busiest) > 10 else ""
-        print("  busy: " + ", ".join(f"{user} {count}" for user, count in busiest[:10]) + more)
+        print("  busy: " + ", ".join(f"{printable(user, 100)} {count}" for user, count in busiest[:10]) + more)
     for why, users in sorted(statistics["reasons"].items()):
         print(f"  {users:,} users wait for {WAITS.get(why, why)}")
     for user, status in sorted(statistics["user_status"].items())[:20]:
         said = ", ".join(f"{name} {printable(str(value), 200)}" for name, value in status.items() if value is not None)
-        print(f"  {user}: {said}")
+        print(f"  {printable(user, 100)}: {said}")
 
 
 def _failures_list(settings: Settings, given: argparse.Namespace) -> int:

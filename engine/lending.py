@@ -110,6 +110,7 @@ class Lender:
                 self._wishes[ask_id] = wish
             self._exchange(asks=(wish.ask,), back=() if instead_of is None else (instead_of,))
             if not wish.gate.is_set():
+                _log.debug("wait: %r, a %s %s token, for %s", wish.ask.user, wish.ask.lane, wish.ask.kind, ask_id)
                 if timeout_seconds != 0.0:
                     self._call_clerk()
                 wish.gate.wait(timeout_seconds)
@@ -120,6 +121,13 @@ class Lender:
             # Granted while it was being withdrawn: the token is here, so it may as well be used.
             if wish.loan is None and wish.error is not None:
                 raise wish.error
+            if wish.loan is None:
+                _log.debug("no lease: %r, for %s: timed out, or called off", wish.ask.user, ask_id)
+            else:
+                _log.debug(
+                    "lease %s: %r, a %s %s token, for %s",
+                    *(wish.loan.lease_id, wish.ask.user, wish.ask.lane, wish.ask.kind, ask_id),
+                )
             return wish.loan
         except BaseException:
             wish.abandoned = True

@@ -98,6 +98,8 @@ class ThreadPoolManager:
         user = _checked_user(user_id)
         if type(max_workers) is not int or max_workers < 1:
             raise UsageError(f"max_workers = {max_workers!r}; must be a whole number of at least 1")
+        if not callable(process_func):
+            raise UsageError(f"process_func = {process_func!r:.100}; must be a function of one item")
         lender = self._lending()
         open_runner = in_processes(process_func, lender.desk) if processes else in_threads(process_func)
         return Call(

@@ -297,7 +297,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         meaning=(
             "Whether bulk work keeps fewer cores busy, down to one, while other programs keep them busy for more than "
             "some seconds or memory is short, and comes back when they are done. Work that somebody waits for is not "
-            "affected. With off it is always NIGHTMILL_CPU_LIMIT."
+            "affected. With off it is always NIGHTMILL_CPU_LIMIT. The scheduler goes by what the process was set that "
+            "started it."
         ),
         prevents="A night that runs late would slow the web server beside it down, and push its memory into swap.",
     ),
@@ -396,7 +397,10 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         field="log_level",
         default="warning",
         form=_choice("debug", "info", "warning", "error"),
-        meaning="How much the log on standard error says.",
+        meaning=(
+            "How much the log on standard error says. With debug, a scheduler that is started writes every grant and "
+            "every wait to run/scheduler.log in the data directory; one that runs already goes on as it was started."
+        ),
         prevents="A line for each of a hundred thousand items would bury the one that matters.",
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import pickle
 import signal
@@ -196,6 +197,7 @@ def test_a_surplus_release_is_a_warning_and_changes_nothing(manager: ThreadPoolM
         (lambda m: m.acquire_worker("ann", timeout="soon"), "timeout = 'soon'"),
         (lambda m: m.acquire_worker("ann", timeout=float("nan")), "timeout = nan"),
         (lambda m: m.process_parallel("ann", [], str, 0), "max_workers = 0"),
+        (lambda m: m.process_parallel("ann", [1], None), "process_func = None"),
         (lambda m: m.update_user_status("ann", "busy", 101), "progress = 101"),
         (lambda m: m.update_user_status("ann", "busy", float("nan")), "progress = nan"),
         (lambda m: m.update_user_status("ann", None), "status = None"),
@@ -284,6 +286,50 @@ def test_a_status_is_seen_by_every_process(place: Path, manager: ThreadPoolManag
     with pytest.raises(UsageError, match="too long"):
         manager.update_user_status("ann", "indexing", message="x" * 5000)
     assert manager.acquire_worker("ann", timeout=5)
+
+
+def status_of(place: Path, *words: str) -> str:
+    """What `nightmill ...` prints about that folder."""
+    asked = subprocess.run(
+        [sys.executable, "-m", "engine", *words],
+        cwd=place,
+        env=environ_for(place),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return asked.stdout
+
+
+def test_status_tells_of_a_product_that_has_no_run_yet(place: Path, manager: ThreadPoolManager) -> None:
+    """Where only the Python API was used there is no ledger; what is busy is shown all the same."""
+    assert manager.acquire_worker("ann", timeout=5)
+    assert "1 of 4 workers busy" in status_of(place, "status")
+    assert json.loads(status_of(place, "status", "--json"))["scheduler"]["user_workers"] == {"ann": 1}
+
+
+def test_a_name_writes_nothing_of_its_own_on_a_terminal(place: Path, manager: ThreadPoolManager) -> None:
+    """A product's names of users may be anything: in `status` they are one word of one line."""
+    name = "ann\n  busy: bob 99\x1b[31m"
+    assert manager.acquire_worker(name, timeout=5)
+    manager.update_user_status(name, "indexing")
+    shown = status_of(place, "scheduler", "status")
+    assert "\x1b" not in shown
+    assert "busy: ann   busy: bob 99 [31m 1" in shown.splitlines()[3]
+    assert len(shown.splitlines()) == 5
+    assert "ann" in shown.splitlines()[4]
+
+
+def test_every_grant_and_every_wait_is_in_the_log(manager: ThreadPoolManager, caplog: pytest.LogCaptureFixture) -> None:
+    """Each process says for itself, at debug, what it got and waited for, whoever has started the scheduler."""
+    caplog.set_level(logging.DEBUG, "engine.lending")
+    for _ in range(3):
+        assert manager.acquire_worker("ann", timeout=5)
+    assert not manager.acquire_worker("bob", timeout=0)
+    said = [record.getMessage() for record in caplog.records]
+    assert sum(line.startswith("lease ") and "'ann', a bulk api token" in line for line in said) == 3
+    assert [line.split(",")[0] for line in said[3:]] == ["wait: 'bob'", "no lease: 'bob'"]
 
 
 def test_those_who_wait_live_through_a_killed_scheduler(place: Path, manager: ThreadPoolManager) -> None:
