@@ -302,9 +302,10 @@ class Desk:
             raise _Refused(greeting["refused"])
         pid, started = greeting["scheduler"]
         watched = Watched(int(pid), float(started))
-        if self._scheduler_process is not None:
-            self._scheduler_process.close()
-        self._scheduler_process, self._scheduler = watched, (watched.pid, watched.started)
+        before, self._scheduler_process = self._scheduler_process, watched
+        if before is not None:
+            before.close()
+        self._scheduler = watched.pid, watched.started
         for lease_id in greeting["void"]:
             # Not counted: told to a third scheduler, it would be.
             self._leases.pop(LeaseId(lease_id), None)
@@ -351,9 +352,9 @@ class Desk:
         return lines[-1] if lines else "no reason given"
 
     def _hang_up(self) -> None:
-        if self._proxy is not None:
-            self._proxy.close()
-            self._proxy = None
+        proxy, self._proxy = self._proxy, None
+        if proxy is not None:
+            proxy.close()
 
     def _watch(self) -> None:
         """Reconnect as soon as the scheduler has ended: the next one grants nothing before we are back."""

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from engine.desk import Desk
-from engine.errors import NightmillError, UsageError
+from engine.errors import CannotRunError, NightmillError, UsageError
 from engine.model import Lane, LeaseId, TokenKind, UserId
 from engine.ports import Answer, Ask, Return
 
@@ -240,9 +240,11 @@ class Lender:
             except NightmillError as error:
                 self._untidy = True
                 self._fail_all(error)
-            except OSError:
+            except OSError as error:
                 if not self._closed:
-                    raise
+                    # Whoever waits hears of it: without the clerk they would wait for ever.
+                    self._untidy = True
+                    self._fail_all(CannotRunError(f"the desk cannot be spoken to: {error}"))
 
     def _tidy(self) -> None:
         """What the desk holds is the truth: what no thread here waits for or has is withdrawn and returned.

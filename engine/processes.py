@@ -101,9 +101,10 @@ class Watched:
 
     def close(self) -> None:
         """Give the descriptor back. Idempotent."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        # Let go of first: interrupted (Ctrl-C) in between, a second close would close somebody else's descriptor.
+        descriptor, self.fd = self.fd, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def kill_group(pgid: int, started: float, *, timeout_seconds: float = 5.0) -> bool:

@@ -252,10 +252,12 @@ class ClientFile:
         """Remove the file, its bell and its lock. Idempotent."""
         if self._descriptor >= 0:
             _remove_client(self.path)
-            for descriptor in (self._descriptor, self.bell_fd, self._leases_fd):
+            descriptors = self._descriptor, self.bell_fd, self._leases_fd
+            # Let go of first, as in processes.Watched.close.
+            self._descriptor = self.bell_fd = self._leases_fd = -1
+            for descriptor in descriptors:
                 if descriptor >= 0:
                     os.close(descriptor)
-            self._descriptor = self.bell_fd = self._leases_fd = -1
 
     def silence(self) -> None:
         """Take the bell's past rings off: the next one is news."""
@@ -401,6 +403,7 @@ class Wire(Connection):  # type: ignore[misc]
     """
 
     _rest = b""
+    _handle: int | None
 
     def send(self, message: object) -> None:
         """Send a message of plain values."""
@@ -416,6 +419,14 @@ class Wire(Connection):  # type: ignore[misc]
         data = self._at_least(end, data)
         self._rest = data[end:]
         return pickle.loads(data[_LENGTH_BYTES:end])  # noqa: S301
+
+    def _close(self) -> None:
+        """Called by `close` and at the end of the object, once or twice."""
+        # Let go of first, as in processes.Watched.close.
+        descriptor: int | None = self._handle
+        self._handle = None
+        if descriptor is not None:
+            os.close(descriptor)
 
     def _at_least(self, size: int, data: bytes) -> bytes:
         while len(data) < size:

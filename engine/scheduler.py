@@ -70,6 +70,10 @@ class SchedulerServer(Server):  # type: ignore[misc]
         self._free_lines = threading.BoundedSemaphore(MAX_CONNECTIONS)
         threading.Thread(target=self.accepter, daemon=True, name="accepter").start()
 
+    def keep_address(self) -> None:
+        """Leave the socket's file where it is when the listener is closed."""
+        self.listener._listener._unlink.cancel()
+
     def accepter(self) -> None:
         """One thread for each caller; a pause when accepting fails, or when too many are here."""
         while not self.stop_event.is_set():
@@ -247,10 +251,22 @@ def run_scheduler(data_dir: Path, limits: Limits, *, idle_seconds: float, scalin
     try:
         watcher.watch(idle_seconds)
     finally:
+        if not _is_still_there(place / "scheduler.lock", lock):
+            # The folder was removed, and perhaps made anew: the socket that lies there is another scheduler's.
+            server.keep_address()
         # The socket goes before the lock does, so that nobody finds the lock free and the socket still answering.
         server.listener.close()
         os.close(lock)
     return 0
+
+
+def _is_still_there(path: Path, descriptor: int) -> bool:
+    ours = os.fstat(descriptor)
+    try:
+        there = path.lstat()
+    except OSError:
+        return False
+    return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 
 
 def main(words: list[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -262,6 +263,20 @@ def test_it_ends_by_itself_when_idle(data_dir: Path, opened: ExitStack, monkeypa
     assert not (data_dir / "run" / "socket").exists()
     assert find_statistics(data_dir) is None
     assert stop_scheduler(data_dir) is False
+
+
+def test_a_scheduler_of_a_removed_folder_leaves_its_successors_socket(
+    data_dir: Path, opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data directory is removed and made anew while a scheduler is there: that one ends and removes nothing."""
+    monkeypatch.setattr(desk_module, "IDLE_SECONDS", 0.5)
+    with ExitStack() as stack:
+        first = scheduler_of(a_desk(stack, data_dir))
+    shutil.rmtree(data_dir)
+    desk = a_desk(opened, data_dir)
+    assert scheduler_of(desk) != first
+    until(lambda: not is_alive(*first))
+    assert find_statistics(data_dir) is not None
 
 
 def test_promotion_reaches_other_sessions(data_dir: Path, opened: ExitStack) -> None:
