@@ -29,7 +29,7 @@ from engine.errors import CannotRunError
 from engine.model import Lane, TokenKind, UserId
 from engine.policy.tokens import Limits
 from engine.ports import Ask, DeskStats, Grant
-from engine.processes import is_alive, start_time
+from engine.processes import Watched, start_time
 from tests.conftest import REPOSITORY
 from tests.faults.observer import locked_units
 from tests.mill import wait_until
@@ -214,9 +214,11 @@ class World:
     def kill_scheduler(self) -> None:
         """kill -9 of the scheduler that serves now, and wait until it is gone."""
         process = wait_until(self.scheduler_process, "a scheduler that can be killed")
-        pid, started = process.pid, start_time(process.pid)
+        watched = Watched(process.pid, start_time(process.pid))
         process.kill()
-        wait_until(lambda: not is_alive(pid, started), "the end of the scheduler")
+        # By its pidfd: the process is a zombie when its first thread has ended, and has ended with its last one.
+        assert watched.wait_end(30.0), "the scheduler did not end"
+        watched.close()
 
     def processes(self) -> list[psutil.Process]:
         """All processes of this world, zombies and this one aside."""
