@@ -191,6 +191,7 @@ class ServedDesk:
             for ask_id in gone:
                 if not self._book.withdraw(session, ask_id):
                     self._take_back(borrower, ask_id)
+                self._asked_at.pop((session, ask_id), None)
             for ask in wished:
                 self._book.ask(session, ask)
             for user, waiting in counts.items():
