@@ -38,6 +38,7 @@ from engine.parts import PartStore
 from engine.plan import Plan
 from engine.policy import estimates, units
 from engine.policy.estimates import Estimate
+from engine.policy.peaks import Peaks, after_running_out
 from engine.policy.retries import after_failure, keeps_published
 from engine.ports import Attempt, Clock, FetchFailed, ItemRecord, Ledger, Move, Source
 from engine.publishing import Publisher
@@ -50,6 +51,7 @@ from engine.way import (
     Unit,
     Work,
     attempt_of,
+    chunking_of,
     ending_of,
     extraction_of,
     file_name_of,
@@ -126,6 +128,8 @@ class UserPipeline:
         reporter: Reporter,
         work: Work,
         kept: Kept,
+        peaks: Peaks,
+        budget: Callable[[], int],
         has_parts: bool,
         most_items: int | None = None,
         remove_nothing: bool = False,
@@ -133,6 +137,8 @@ class UserPipeline:
     ) -> None:
         """has_parts: the ledger knows attachments of this user's items. kept: from the turn before.
 
+        peaks: what is known of the memory that units take, of all users of the run. budget: bytes that all units
+        together may be promised now; 0: no limit.
         only: work on the items of these sources; empty for all.
         most_items, remove_nothing: a trial, which reads so many items and takes none out of the index.
         """
@@ -140,6 +146,7 @@ class UserPipeline:
         self._run, self._plan, self._ledger, self._writer = run, plan, ledger, writer
         self._sources, self._parts, self._clock, self._reporter, self._work = sources, parts, clock, reporter, work
         self._kept, self._has_parts, self._most_items, self._only = kept, has_parts, most_items, only
+        self._peaks, self._budget = peaks, budget
         #: Pending items that a trial does not read.
         self._left_out: set[ItemId] = set()
         self._items: dict[ItemId, Item] = {}
@@ -184,7 +191,7 @@ class UserPipeline:
             case Stage.OCR:
                 pieces = self._take_pages()
             case Stage.CHUNK:
-                pieces = self._take(self._to_chunk, Stage.CHUNK, self._chunk_estimate)
+                pieces = self._take(self._to_chunk, Stage.CHUNK, chunking_of)
             case _:
                 pieces = self._take_texts()
         # Without pieces the queue held only items that are no longer on their way: look again.
@@ -291,8 +298,9 @@ class UserPipeline:
         item.extract, item.media_type, item.kind = version, document.media_type, document.kind
         item.title, item.facts = document.title, document.facts
         item.chars = sum(len(page.text) for page in document.pages)
-        wanting = {page.number for page in document.pages if page.needs_ocr}
-        item.pages_left = wanting - set(self._writer.pages(item.content)) if self._plan.ocr and wanting else set()
+        wanting = {page.number: page.pixels for page in document.pages if page.needs_ocr}
+        known = self._writer.pages(item.content) if self._plan.ocr and wanting else wanting
+        item.pages_left = {number: pixels for number, pixels in wanting.items() if number not in known}
         unread = bool(wanting) and not self._plan.ocr
         item.partial = unread or any(note.startswith("partial:") for note in document.notes)
 
@@ -303,8 +311,8 @@ class UserPipeline:
         return unit
 
     def _take(self, queue: deque[Item], stage: Stage, estimate: Callable[[Item], Estimate]) -> list[Piece]:
-        """The next orders of a queue; an item that was suspect once goes alone."""
-        while queue and not self._is_live(queue[0]):
+        """The next orders of a queue; an item that was suspect once goes alone, one that can never be done fails."""
+        while queue and not (self._is_live(queue[0]) and self._can_fit(queue[0], stage, estimate(queue[0]))):
             queue.popleft()
         if not queue:
             return []
@@ -312,15 +320,28 @@ class UserPipeline:
         count = 1 if queue[0].record.alone else units.take(stage, (guess.seconds for guess in guesses))
         pieces: list[Piece] = []
         for guess in guesses[:count]:
-            if pieces and queue[0].record.alone:
+            alone = queue[0].record.alone
+            if pieces and (alone or self._refusal(guess) is not None):
                 break
             item = queue.popleft()
             if self._is_live(item):
-                pieces.append(Piece(item=item, estimate=guess))
+                pieces.append(Piece(item=item, estimate=self._fitted(guess, alone=alone)))
         return pieces
 
-    def _chunk_estimate(self, item: Item) -> Estimate:
-        return estimates.chunking(chars=item.chars, failures=item.record.attempts)
+    def _fitted(self, estimate: Estimate, *, alone: bool = False) -> Estimate:
+        return estimates.fitted(estimate, peaks=self._peaks, budget_bytes=self._budget(), alone=alone)
+
+    def _refusal(self, estimate: Estimate) -> Failure | None:
+        return estimates.refusal(estimate, self._budget())
+
+    def _can_fit(self, item: Item, stage: Stage, estimate: Estimate) -> bool:
+        """False: no machine with this budget can do it, and the item has failed, before anything was tried."""
+        failure = self._refusal(estimate)
+        if failure is None:
+            return True
+        self._attempts.append(attempt_of(item.record.id, stage, "", failure, Cost(began=self._clock.now())))
+        self._settle(item, ItemState.FAILED, failure)
+        return False
 
     def _take_pages(self) -> list[Piece]:
         """Pages of one item, whose file is then copied once."""
@@ -329,16 +350,18 @@ class UserPipeline:
         if not self._to_ocr:
             return []
         item, first = self._to_ocr[0]
-        failures = self._kept.page_failures.get((item.record.id, first), 0)
-        guess = estimates.ocr_page(failures=failures)
-        count = 1 if failures or item.record.alone else units.take(Stage.OCR, (guess.seconds for _ in self._to_ocr))
+        alone = item.record.alone or (item.record.id, first) in self._kept.page_failures
+        seconds = estimates.ocr_page(media_type=item.media_type).seconds
+        count = 1 if alone else units.take(Stage.OCR, (seconds for _ in self._to_ocr))
         pieces: list[Piece] = []
         while self._to_ocr and len(pieces) < count and self._to_ocr[0][0] is item:
             page = self._to_ocr[0][1]
             if pieces and (item.record.id, page) in self._kept.page_failures:
                 break
             self._to_ocr.popleft()
-            pieces.append(Piece(item=item, page=page, content=item.content, estimate=guess))
+            guess = estimates.ocr_page(media_type=item.media_type, pixels=item.pages_left.get(page, 0))
+            estimate = self._fitted(guess, alone=alone)
+            pieces.append(Piece(item=item, page=page, content=item.content, estimate=estimate))
         return pieces
 
     def _take_texts(self) -> list[Piece]:
@@ -356,7 +379,8 @@ class UserPipeline:
         for known, _ in chosen:
             del self._texts[known]
         estimate = estimates.embedding(texts=len(chosen), embedder=self._plan.embedder)
-        return [Piece(texts=tuple(chosen), estimate=estimate)]
+        alone = any(known in self._kept.text_failures for known, _ in chosen)
+        return [Piece(texts=tuple(chosen), estimate=self._fitted(estimate, alone=alone))]
 
     def _index_unit(self) -> Unit | None:
         if self._index_asked:
@@ -365,7 +389,16 @@ class UserPipeline:
         plan = self._writer.faiss_plan()
         if plan is None:
             return None
-        return self._unit(Stage.INDEX, [Piece(estimate=estimates.indexing(vectors=plan.count, dim=self._plan.dim))])
+        estimate = estimates.indexing(vectors=plan.count, dim=self._plan.dim)
+        refusal = self._refusal(estimate)
+        if refusal is not None:
+            self._say_no_faiss(refusal)
+            return None
+        return self._unit(Stage.INDEX, [Piece(estimate=self._fitted(estimate, alone=self._kept.index_failures > 0))])
+
+    def _say_no_faiss(self, failure: Failure) -> None:
+        said = f"{self.user}: the FAISS file was not built ({failure.detail}); search scans instead"
+        self._reporter.say(Notice(said))
 
     # --- a unit begins ---
 
@@ -458,7 +491,7 @@ class UserPipeline:
             if copy.fingerprint:
                 item.record = replace(item.record, fingerprint=copy.fingerprint)
             item.content = ""
-            item.pages_left = set()
+            item.pages_left = {}
             self._to_extract.append(item)
             return
         for index, piece in enumerate(unit.pieces):
@@ -610,7 +643,7 @@ class UserPipeline:
         if piece.content != item.content or page.number not in item.pages_left:
             return  # Of bytes that are no longer the item's, or known from a twin of it by now.
         self._writer.save_pages(item.content, {page.number: json.dumps(page.to_json()).encode()})
-        item.pages_left.discard(page.number)
+        del item.pages_left[page.number]
         self._kept.page_failures.pop((item.record.id, page.number), None)
         if not item.pages_left and item.record.id in self._items:
             self._go_on(item)
@@ -632,7 +665,7 @@ class UserPipeline:
             return True
         pages = {number: Page.from_json(json.loads(body)) for number, body in recognised.items()}
         document = Document.from_json(json.loads(stored))
-        left = {page.number for page in document.pages if page.needs_ocr} - pages.keys()
+        left = {page.number: page.pixels for page in document.pages if page.needs_ocr and page.number not in pages}
         if left:
             # A twin with the same bytes was extracted meanwhile, and its document took the place of ours.
             item.pages_left = left
@@ -757,9 +790,7 @@ class UserPipeline:
                 self._kept.index_failures += 1
                 self._index_asked = self._kept.index_failures > 1
                 if self._index_asked:
-                    self._reporter.say(
-                        Notice(f"{self.user}: the FAISS file was not built ({failure.detail}); search scans instead")
-                    )
+                    self._say_no_faiss(failure)
             case _:
                 self._item_failed(unit, piece, failure)
 
@@ -860,11 +891,12 @@ class UserPipeline:
     # --- commits ---
 
     def flush(self) -> None:
-        """Tell the ledger of attempts and moves."""
+        """Tell the ledger of attempts and moves, and of what was learned meanwhile of the memory that units take."""
         if self._attempts or self._moves:
             attempts, self._attempts = self._attempts, []
             moves, self._moves = self._moves, []
-            self._ledger.settle(self._run, attempts, moves)
+            # What was learned rides along: without an attempt there is nothing that is worth a transaction of its own.
+            self._ledger.settle(self._run, attempts, moves, self._peaks.take_changes())
             self.moved = self.moved or bool(moves)
 
     def flush_if_due(self) -> None:
@@ -914,6 +946,7 @@ class UserPipeline:
     def _note(self, unit: Unit, piece: Piece, failure: Failure | None, cost: Cost) -> None:
         """Write the attempt down. An order of texts belongs to many items; its failure is told of one of them."""
         part = f"page {piece.page}" if unit.stage is Stage.OCR else ""
+        self._learn(piece.estimate, failure, cost)
         if failure is not None:
             self._noted_at = -math.inf
         if piece.item is not None:
@@ -921,6 +954,25 @@ class UserPipeline:
         elif failure is not None and piece.texts:
             for item in self._wanted.get(piece.texts[0][0], ())[:1]:
                 self._attempts.append(attempt_of(item.record.id, unit.stage, part, failure, cost))
+
+    def _learn(self, estimate: Estimate, failure: Failure | None, cost: Cost) -> None:
+        """What the order took says what others of its kind will take.
+
+        One that failed for another reason was not read, and says nothing. One that ran out of its whole ceiling is to
+        be set aside; were it counted, a few such files would make everybody's small ones large.
+        """
+        if estimate.key is None:
+            return
+        now = self._clock.now()
+        if failure is None and cost.peak_bytes:
+            self._peaks.learn(estimate.key, cost.peak_bytes, now)
+        elif (
+            failure is not None
+            and failure.reason is Reason.OUT_OF_MEMORY
+            and estimate.memory_bytes < estimate.ceiling_bytes
+        ):
+            needed = after_running_out(cost.peak_bytes or estimate.memory_bytes)
+            self._peaks.learn(estimate.key, needed, now)
 
 
 def _write(target: Path, data: bytes) -> None:
