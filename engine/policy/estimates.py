@@ -77,6 +77,8 @@ _BASE_BYTES: Final = {
 }
 #: No worker is smaller: the interpreter and our own modules.
 _LEAST_WORKER_BYTES: Final = 16 * MIB
+#: Below so many bits of its size the worker itself is nearly all that an order takes: those are learned as one.
+_SMALL_BITS: Final = {Stage.EXTRACT: 16, Stage.OCR: 20, Stage.CHUNK: 16, Stage.EMBED: 6, Stage.INDEX: 14}
 #: What any order may take in the end, alone on the machine if need be: far more than any honest file was seen to take,
 #: and sixteen times its size, so that large files are not refused for being large.
 _CEILING_BYTES, _CEILING_FACTOR = 2048 * MIB, 16
@@ -119,7 +121,7 @@ def extraction(*, size_bytes: int, ending: str) -> Estimate:
     """One file. `ending` as ".pdf", lower case."""
     reader = _BY_ENDING.get(ending, _UNKNOWN)
     return _estimate(
-        PeakKey(Stage.EXTRACT, _KINDS.get(ending, _OTHER), octave_of(size_bytes)),
+        _key(Stage.EXTRACT, _KINDS.get(ending, _OTHER), size_bytes),
         seconds=reader.seconds + reader.seconds_mb * size_bytes / 1e6,
         own=min(int(size_bytes * reader.factor), reader.most_bytes),
         size=size_bytes,
@@ -130,13 +132,14 @@ def ocr_page(*, media_type: str, pixels: int = 0) -> Estimate:
     """One page of a PDF or a picture. `pixels` of the picture, or of the page as it is rendered; 0: unknown."""
     kind = "pdf" if media_type == "application/pdf" else "image"
     own = (pixels or _OCR_UNKNOWN_PIXELS) * _OCR_PIXEL_BYTES[kind]
-    return _estimate(PeakKey(Stage.OCR, kind, octave_of(pixels)), seconds=_OCR_PAGE_SECONDS, own=own, size=pixels)
+    key = _key(Stage.OCR, kind, pixels) if pixels else PeakKey(Stage.OCR, kind, 0)
+    return _estimate(key, seconds=_OCR_PAGE_SECONDS, own=own, size=pixels)
 
 
 def chunking(*, chars: int) -> Estimate:
     """One document of so many characters (bytes of its JSON do as well)."""
     return _estimate(
-        PeakKey(Stage.CHUNK, "document", octave_of(chars)),
+        _key(Stage.CHUNK, "document", chars),
         seconds=0.001 + chars * _CHUNK_SECONDS_PER_CHAR,
         own=chars * 12,
         size=chars,
@@ -147,13 +150,13 @@ def chunking(*, chars: int) -> Estimate:
 def embedding(*, texts: int, embedder: str) -> Estimate:
     """So many texts of the usual length, one order."""
     seconds = 0.001 + texts * _EMBED_SECONDS.get(embedder, _EMBED_SECONDS["builtin"])
-    return _estimate(PeakKey(Stage.EMBED, embedder, octave_of(texts)), seconds=seconds, own=16 * MIB)
+    return _estimate(_key(Stage.EMBED, embedder, texts), seconds=seconds, own=16 * MIB)
 
 
 def indexing(*, vectors: int, dim: int) -> Estimate:
     """A FAISS file of so many vectors: FAISS holds them once, and a second time while its array grows."""
     size = vectors * dim * 4
-    key = PeakKey(Stage.INDEX, f"{dim}", octave_of(vectors))
+    key = _key(Stage.INDEX, f"{dim}", vectors)
     return _estimate(key, seconds=0.01 + vectors * dim * 4e-9, own=size * 2, size=size, least=size)
 
 
@@ -176,6 +179,10 @@ def refusal(estimate: Estimate, budget_bytes: int) -> Failure | None:
         f"{budget_bytes // MIB:,} MiB (NIGHTMILL_MEMORY_LIMIT)"
     )
     return Failure(reason=Reason.OUT_OF_MEMORY, detail=detail)
+
+
+def _key(stage: Stage, kind: str, size: int) -> PeakKey:
+    return PeakKey(stage, kind, max(_SMALL_BITS[stage], octave_of(size)))
 
 
 def _estimate(key: PeakKey, *, seconds: float, own: int, size: int = 0, least: int = 0) -> Estimate:
