@@ -659,8 +659,8 @@ class Coordinator:
         self._supervisor.reserve(worker, number, len(unit.pieces))
         name = worker.number, number
         _log.debug(
-            "lease %s: unit %s of %s, %s orders of %s, worker %s",
-            *(lease, unit.number, unit.user, len(unit.pieces), unit.stage, worker.number),
+            "lease %s: unit %s of %s, %s orders of %s, worker %s, %s bytes promised",
+            *(lease, unit.number, unit.user, len(unit.pieces), unit.stage, worker.number, unit.memory_bytes),
         )
         going = _Going(owner=owner, unit=unit, lease=lease, worker=worker, name=name, began=self._clock.monotonic())
         self._going[name] = going
@@ -771,7 +771,8 @@ class Coordinator:
             WorkerDied(stage=unit.stage, detail=report.failure.detail, path=item.record.path if item else "")
         )
         cost = Cost(began=report.began, seconds=report.seconds)
-        going.owner.pipeline.lost(unit, report.blamed, report.failure, report.untouched, cost)
+        outbox = report.worker.outbox
+        going.owner.pipeline.lost(unit, report.blamed, report.failure, report.untouched, cost, outbox)
         self._end(going)
 
     def _end(self, going: _Going) -> None:

@@ -28,6 +28,7 @@ from engine.model import (
     ItemId,
     ItemKey,
     ItemState,
+    Kind,
     Listed,
     RunId,
     SourceId,
@@ -39,7 +40,7 @@ from engine.plan import Plan
 from engine.policy import estimates, units
 from engine.policy.estimates import Estimate
 from engine.policy.peaks import Peaks, after_running_out
-from engine.policy.retries import after_failure, keeps_published
+from engine.policy.retries import after_failure, keeps_published, worth_another_run
 from engine.ports import Attempt, Clock, FetchFailed, ItemRecord, Ledger, Move, Source
 from engine.publishing import Publisher
 from engine.reasons import CATALOGUE, Reason
@@ -62,6 +63,7 @@ from engine.way import (
     title_of,
 )
 from engine.workers import results
+from engine.workers.reading import kept_name
 from indexes import records
 from indexes.writer import Writer, text_hash
 
@@ -474,6 +476,7 @@ class UserPipeline:
                 "name": item.record.path[-_HINT_CHARS:],
                 "kind": item.record.kind.value,
                 "prefix": prefix_of(unit, index),
+                "keep": item.record.alone,
             }
 
     def _ocr_orders(self, unit: Unit, copy: Fetched | Failure) -> Iterator[Mapping[str, Any]]:
@@ -536,21 +539,29 @@ class UserPipeline:
                 self._take_result(unit, piece, result, outbox)
             except MalformedMessage as error:
                 failure = lie = Failure(reason=Reason.PROTOCOL, detail=str(error))
-                self._failed(unit, piece, failure, cost)
+                self._failed(unit, piece, failure, cost, outbox)
                 return lie
             self._note(unit, piece, None, cost)
         else:
-            self._failed(unit, piece, failure, cost)
+            self._failed(unit, piece, failure, cost, outbox)
         return None
 
-    def lost(self, unit: Unit, blamed: int | None, failure: Failure, untouched: Sequence[int], cost: Cost) -> None:
+    def lost(
+        self,
+        unit: Unit,
+        blamed: int | None,
+        failure: Failure,
+        untouched: Sequence[int],
+        cost: Cost,
+        outbox: Path,
+    ) -> None:
         """The worker is gone: the blamed order has failed, the others go back to their queues as they were."""
         orders = unit.orders or list(unit.pieces)
         for index in reversed(untouched):
             if index < len(orders):
                 self._requeue(unit.stage, orders[index])
         if blamed is not None and blamed < len(orders):
-            self._failed(unit, orders[blamed], failure, cost)
+            self._failed(unit, orders[blamed], failure, cost, outbox)
         elif not untouched and not unit.orders:
             for piece in reversed(unit.pieces):
                 self._requeue(unit.stage, piece)
@@ -581,6 +592,10 @@ class UserPipeline:
     def _extracted(self, item: Item | None, result: Mapping[str, Any], outbox: Path) -> None:
         assert item is not None
         document = _fit(item.record, Document.from_json(results.read_json(outbox, result, "document")))
+        self._keep_document(item, document, outbox)
+        self._work.extracted += 1
+
+    def _keep_document(self, item: Item, document: Document, outbox: Path) -> None:
         self._take_parts(item, document, outbox)
         wants_ocr = any(page.needs_ocr for page in document.pages)
         version = self._plan.extracts[1 if wants_ocr else 0]
@@ -590,7 +605,6 @@ class UserPipeline:
             self._writer.save_document(item.content, version, json.dumps(document.to_json()).encode())
         self._kept.fresh.discard(item.record.id)
         self._describe(item, document, version)
-        self._work.extracted += 1
         self._go_on(item)
 
     def _take_parts(self, item: Item, document: Document, outbox: Path) -> None:
@@ -776,7 +790,7 @@ class UserPipeline:
         mail = self._ledger.find_item(part.parent)
         return mail is not None and mail.state is not ItemState.QUARANTINED
 
-    def _failed(self, unit: Unit, piece: Piece, failure: Failure, cost: Cost) -> None:
+    def _failed(self, unit: Unit, piece: Piece, failure: Failure, cost: Cost, outbox: Path) -> None:
         self._work.attempts_failed += not CATALOGUE[failure.reason].skip
         self._note(unit, piece, failure, cost)
         if not self._is_live(piece.item):
@@ -792,9 +806,9 @@ class UserPipeline:
                 if self._index_asked:
                     self._say_no_faiss(failure)
             case _:
-                self._item_failed(unit, piece, failure)
+                self._item_failed(unit, piece, failure, outbox)
 
-    def _item_failed(self, unit: Unit, piece: Piece, failure: Failure) -> None:
+    def _item_failed(self, unit: Unit, piece: Piece, failure: Failure, outbox: Path) -> None:
         item = piece.item
         assert item is not None
         attempts = item.record.attempts + 1
@@ -807,23 +821,41 @@ class UserPipeline:
             self._requeue(unit.stage, piece)
         elif CATALOGUE[failure.reason].skip:
             self._settle(item, ItemState.SKIPPED, failure)
-        else:
+        elif not (
+            verdict.quarantine and unit.stage is Stage.EXTRACT and self._keeps_pages(unit, item, failure, outbox)
+        ):
             self._settle(item, ItemState.QUARANTINED if verdict.quarantine else ItemState.FAILED, failure)
+
+    def _keeps_pages(self, unit: Unit, item: Item, failure: Failure, outbox: Path) -> bool:
+        """It kills every worker at the same page: those before are worth more than nothing. False: there are none."""
+        try:
+            read = results.read_bytes(outbox, {"pages": kept_name(prefix_of(unit, 0))}, "pages", results.MAX_JSON_BYTES)
+            # What comes after the last line break was being written when the worker died.
+            pages = [json.loads(line) for line in read.split(b"\n")[:-1]]
+            note = f"partial: the pages after {len(pages)} could not be read: {failure.reason}: {failure.detail}"
+            table = {"kind": Kind.FILE, "media_type": "application/pdf", "title": "", "pages": pages, "notes": [note]}
+            document = Document.from_json(table)
+        except (MalformedMessage, ValueError, RecursionError):
+            return False
+        if not any(page.text.strip() or page.needs_ocr for page in document.pages):
+            return False
+        self._keep_document(item, document, outbox)
+        return True
 
     def _page_failed(self, unit: Unit, piece: Piece, failure: Failure) -> None:
         item = piece.item
         assert item is not None
         if item.record.id not in self._items or piece.content != item.content:
             return
-        if failure.reason in (Reason.OCR_LANGUAGE_MISSING, Reason.DISK_FULL):
-            # No other page will fare better, and another run may read this one.
-            self._settle(item, ItemState.FAILED, failure)
-            return
         name = (item.record.id, piece.page)
         self._kept.page_failures[name] = self._kept.page_failures.get(name, 0) + 1
         verdict = after_failure(failure, attempts=self._kept.page_failures[name], alone=len(unit.orders) == 1)
         if verdict.retry:
             self._to_ocr.append((item, piece.page))
+            return
+        if worth_another_run(failure.reason):
+            # Not the page's fault: another run may read it, and goes on with the pages that are there.
+            self._settle(item, ItemState.FAILED, failure)
             return
         self._recognised(piece, Page(number=piece.page, text="", method=Method.NONE))
 

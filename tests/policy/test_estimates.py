@@ -75,16 +75,26 @@ def test_a_promise_is_within_ceiling_and_budget(
 
 def test_what_was_learned_takes_the_place_of_the_worst_case() -> None:
     """Below as well as above it, of units that are alike."""
-    worst = estimates.extraction(size_bytes=1_000_000, ending=".docx")
+    worst = estimates.extraction(size_bytes=2_000_000, ending=".docx")
     assert worst.key is not None
-    for peak in (40 * MIB, 900 * MIB):
+    for peak in (95 * MIB, 900 * MIB):
         peaks = Peaks()
         for _ in range(8):
             peaks.learn(worst.key, peak, LANDMARK)
         found = estimates.fitted(worst, peaks=peaks, budget_bytes=0)
         assert peak < found.memory_bytes < 1.25 * peak
-        other = estimates.extraction(size_bytes=1_000_000, ending=".pdf")
+        other = estimates.extraction(size_bytes=2_000_000, ending=".pdf")
         assert estimates.fitted(other, peaks=peaks, budget_bytes=0) == other
+
+
+def test_a_worker_that_has_read_other_kinds_is_promised_its_libraries() -> None:
+    """A kind that was only seen in new workers would else be over its promise in any other, before it begins."""
+    text = estimates.extraction(size_bytes=1000, ending=".txt")
+    assert text.key is not None
+    peaks = Peaks()
+    for _ in range(100):
+        peaks.learn(text.key, 24 * MIB, LANDMARK)
+    assert 80 * MIB <= estimates.fitted(text, peaks=peaks, budget_bytes=0).memory_bytes < text.memory_bytes
 
 
 @given(kinds, sizes, budgets)

@@ -1,0 +1,95 @@
+"""A run over files that cost their worker its life or its memory: what of them can be had is kept, and what all of
+them took is learned."""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from engine.coordinator import Supervisor
+from engine.desk import stop_scheduler
+from engine.model import ItemState, Lane, Stage, UserId
+from engine.policy import estimates
+from engine.policy.estimates import MIB
+from engine.policy.peaks import Peaks
+from engine.reasons import Reason
+from engine.run import open_own_ledger, run
+from engine.settings import load_settings
+from engine.survey import Orders
+from engine.telemetry import SilentReporter
+from tests import files
+from tests.mill import contents_of
+
+ANN = UserId("ann")
+BUDGET = 1024 * MIB
+
+
+def test_costly_files_cost_no_more_than_they_must(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each is tried twice, the second time alone with the whole budget promised; pages that were read stay, and the
+    document is partial; what always runs out of memory is quarantined; all others are indexed. The next run promises
+    what this one has seen."""
+    caplog.set_level(logging.DEBUG, "engine.coordinator")
+    monkeypatch.setattr("engine.coordinator.Supervisor", partial(Supervisor, package="tests.saboteurs.costly"))
+    home = tmp_path / "home"
+    home.mkdir()
+    files.text_pdf(home / "deadly.pdf", *(f"Page {number} of the whimbrel" for number in range(1, 5)))
+    files.scanned_pdf(home / "scan.pdf", "First of the dotterel", "Second", "Third of the dotterel")
+    (home / "greedy.txt").write_text("The knot.")
+    for number in range(12):
+        (home / f"{number}.txt").write_text(f"The sanderling number {number}.")
+    settings = load_settings(
+        {
+            "NIGHTMILL_DATA_DIR": str(tmp_path / "var"),
+            "NIGHTMILL_EMBEDDER": "none",
+            "NIGHTMILL_MEMORY_LIMIT": str(BUDGET),
+        },
+        dotenv=None,
+    )
+    with open_own_ledger(settings) as ledger:
+        ledger.add_user(ANN, [f"folder:{home}"])
+    try:
+        report = run(
+            settings, None, kind="init", lane=Lane.BULK, orders=Orders(), reporter=SilentReporter(), until=None
+        )
+    finally:
+        stop_scheduler(settings.data_dir)
+    assert (report.counts.found, report.counts.indexed, report.counts.partial, report.counts.failed) == (15, 14, 2, 1)
+    with open_own_ledger(settings) as ledger:
+        (greedy,) = ledger.failures()
+        assert (greedy.state, greedy.reason) == (ItemState.QUARANTINED, Reason.OUT_OF_MEMORY)
+        tries = {
+            name: ledger.attempts(ledger.find_items(name)[0].id) for name in ("greedy.txt", "deadly.pdf", "scan.pdf")
+        }
+        counts = ledger.peaks()
+    failed = {
+        name: [(one.stage, one.part, one.failure.reason, one.failure.signal) for one in found if one.failure]
+        for name, found in tries.items()
+    }
+    assert failed["greedy.txt"] == [(Stage.EXTRACT, "", Reason.OUT_OF_MEMORY, 0)] * 2
+    assert failed["deadly.pdf"] == [(Stage.EXTRACT, "", Reason.CRASHED, signal.SIGSEGV)] * 2
+    # Alone the second time, if the first time it was not.
+    assert failed["scan.pdf"] in ([(Stage.OCR, "page 2", Reason.CRASHED, signal.SIGSEGV)] * n for n in (2, 3))
+    well = [one.part for one in tries["scan.pdf"] if one.stage is Stage.OCR and one.failure is None]
+    assert sorted(well) == ["page 1", "page 3"]
+    index = contents_of(settings.data_dir / "indexes" / "ann")
+    said = {name: "\n".join(row[7] for row in index if row[3] == name) for name in ("deadly.pdf", "scan.pdf")}
+    assert [f"Page {number}" in said["deadly.pdf"] for number in (1, 2, 3, 4)] == [True, True, False, False]
+    assert [word in said["scan.pdf"] for word in ("First", "Second", "Third")] == [True, False, True]
+
+    promised = [int(found) for found in re.findall(r"(\d+) bytes promised", caplog.text)]
+    # Greedy, deadly and the page: each once, and what is left of an item that was suspect.
+    assert promised.count(BUDGET) >= 3
+    assert all(found < BUDGET / 2 for found in promised if found != BUDGET)
+    text = estimates.extraction(size_bytes=100, ending=".txt")
+    assert text.key is not None
+    peaks = [count for count in counts if count.key == text.key]
+    assert sum(count.samples for count in peaks) == 13  # one of them is the first of the greedy one
+    next_time = estimates.fitted(text, peaks=Peaks(counts), budget_bytes=BUDGET)
+    assert next_time.memory_bytes != text.memory_bytes
