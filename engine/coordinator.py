@@ -694,6 +694,7 @@ class Coordinator:
             going.worker,
             orders,
             deadlines=[piece.estimate.deadline for piece in going.unit.orders],
+            promised_bytes=going.unit.memory_bytes,
             limit_bytes=going.unit.limit_bytes,
         )
 

@@ -114,6 +114,7 @@ class Lost:
     """A worker is gone, and its unit with it. `blamed`: the order that was being done; None: nobody's fault.
 
     untouched: the orders that had not begun, and may be given out again as they are.
+    cpu_seconds, peak_bytes: what the order that was being done had used by then, as seen from outside; 0: not seen.
     """
 
     worker: Worker
@@ -123,9 +124,24 @@ class Lost:
     untouched: tuple[int, ...]
     began: float
     seconds: float
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0
 
 
-Report = Ended | Finished | Lost
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swollen:
+    """A worker holds more than its unit was promised. Said again and again while it lasts.
+
+    The answer is `allow` (more was to be had), `stop` (there is none), or nothing: far over its promise it is stopped
+    whatever is answered.
+    """
+
+    worker: Worker
+    unit: int
+    resident_bytes: int
+
+
+Report = Ended | Finished | Lost | Swollen
 
 
 @dataclass(slots=True, eq=False)
@@ -149,6 +165,7 @@ class Worker:
     pending: UnitOrder | None = None
     given: bool = False  # the unit's orders were sent, and have not all ended
     deadlines: Sequence[float] = ()
+    promised_bytes: int = 0
     cpu_before: float = 0.0
     base_bytes: int = 0
     hung_up: float | None = None  # since when nothing more can come out of its pipe, though it lives
@@ -278,15 +295,31 @@ class Supervisor:
         worker.began = worker.heard = self._clock.monotonic()
 
     def assign(
-        self, worker: Worker, orders: Sequence[Mapping[str, Any]], *, deadlines: Sequence[float], limit_bytes: int
+        self,
+        worker: Worker,
+        orders: Sequence[Mapping[str, Any]],
+        *,
+        deadlines: Sequence[float],
+        promised_bytes: int,
+        limit_bytes: int,
     ) -> None:
-        """Begin the reserved unit. `deadlines`: CPU seconds for each order; `limit_bytes` 0: none."""
+        """Begin the reserved unit.
+
+        deadlines       CPU seconds for each order
+        promised_bytes  what the worker may hold, all in all, helpers included; 0: nobody counts
+        limit_bytes     beyond it the worker itself meets an error; 0: it meets none
+        """
         if worker.gone:
             return
+        worker.promised_bytes = promised_bytes
         worker.orders, worker.deadlines = len(orders), tuple(deadlines)
         worker.pending = UnitOrder(unit=worker.unit, orders=tuple(orders), memory_bytes=limit_bytes)
         if worker.ready:
             self._give(worker)
+
+    def allow(self, worker: Worker, *, promised_bytes: int, limit_bytes: int) -> None:
+        """The unit that the worker does was promised more. `limit_bytes` as for `assign`; it is never lowered."""
+        worker.promised_bytes = max(worker.promised_bytes, promised_bytes)
 
     def release(self, worker: Worker) -> None:
         """The reserved unit has come to nothing, or its results have been taken: the worker is free."""
@@ -328,6 +361,12 @@ class Supervisor:
         """Stop a worker for a reason of ours; its unit comes back as Lost, with none of its orders to blame."""
         reports: list[Report] = []
         self._lose(worker, failure, reports, may_blame=False)
+        return reports
+
+    def stop(self, worker: Worker, failure: Failure) -> list[Report]:
+        """Stop a worker for what it does: the order that is being done is blamed with `failure`."""
+        reports: list[Report] = []
+        self._lose(worker, failure, reports)
         return reports
 
     def close(self) -> None:
