@@ -119,6 +119,9 @@ def _do_item(runner: StageRunner, order: Mapping[str, Any], home: _Home) -> tupl
     except MemoryError:
         return {}, Failure(reason=Reason.OUT_OF_MEMORY, detail="the unit's memory limit was reached")
     except Exception as error:  # noqa: BLE001 - the worker's outermost loop: one bad item must not end the others
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            # mmap(2) says it so.
+            return {}, Failure(reason=Reason.OUT_OF_MEMORY, detail="the unit's memory limit was reached")
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             # The disk's fault and not the item's, which is to be tried again when there is room.
             return {}, Failure(reason=Reason.DISK_FULL, detail=printable(str(error)))

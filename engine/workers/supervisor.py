@@ -184,9 +184,7 @@ class Worker:
     limit_bytes: int = 0
     is_raised: bool = False  # its limit was raised by us, and is not its own to take back
     weighed: Weighed | None = None  # while it does a unit
-    cpu_before: float = 0.0
-    cpu_at_start: float = 0.0  # of the unit
-    cpu_said: float = 0.0  # in the unit
+    cpu_before: float = 0.0  # what it had used when the present order began: at the unit's start, and what ended since
     base_bytes: int = 0  # what it held when it was ready, or after its first unit
     is_warm: bool = False  # it has done a unit
     grown_bytes: int = 0  # over that, after its latest unit
@@ -476,8 +474,7 @@ class Supervisor:
         order, worker.pending, worker.given = worker.pending, None, True
         assert order is not None
         worker.began = worker.heard = self._clock.monotonic()
-        worker.cpu_before = worker.cpu_at_start = _cpu_seconds(worker)
-        worker.cpu_said = 0.0
+        worker.cpu_before = _cpu_seconds(worker)
         worker.weighed = Weighed(
             watched=worker.watched, promised_bytes=worker.promised_bytes, before_bytes=worker.grown_bytes
         )
@@ -535,7 +532,6 @@ class Supervisor:
                 pass
             case ItemDone() if worker.given and message.unit == worker.unit and self._is_next(worker, message.index):
                 worker.done.add(message.index)
-                cpu = _cpu_seconds(worker)
                 reports.append(
                     Ended(
                         worker=worker,
@@ -543,16 +539,16 @@ class Supervisor:
                         index=message.index,
                         result=message.result,
                         failure=message.failure,
-                        cpu_seconds=_credible_seconds(worker, message.cpu_seconds, cpu),
+                        cpu_seconds=_credible_seconds(worker, message.cpu_seconds),
                         peak_bytes=_credible_peak(worker, message.peak_bytes),
                         began=self._clock.now() - (now - worker.began),
                         seconds=now - worker.began,
                     )
                 )
                 worker.began = now
-                worker.cpu_before = cpu
                 if worker.weighed is not None:
-                    worker.weighed.peak_bytes = 0
+                    # The next order may have come far by now: what was seen last is its own.
+                    worker.weighed.peak_bytes = worker.weighed.resident_bytes
             case UnitDone() if worker.given and message.unit == worker.unit and len(worker.done) == worker.orders:
                 worker.given = False
                 self._weigh_no_more(worker)
@@ -781,22 +777,21 @@ def _had_grown(worker: Worker, failure: Failure) -> bool:
     return not worker.weighed.own_doing
 
 
-def _credible_seconds(worker: Worker, said: float, used: float) -> float:
-    """What a worker says of an order's CPU time, no more than the kernel says of the unit."""
-    most = used - worker.cpu_at_start + _TICKS_SECONDS - worker.cpu_said
-    believed = min(said, max(0.0, most))
-    worker.cpu_said += believed
+def _credible_seconds(worker: Worker, said: float) -> float:
+    """What a worker says of an order's CPU time, no more than the kernel says. What it keeps back counts as the next
+    order's: so it does not matter how late we hear of it."""
+    believed = min(said, max(0.0, _cpu_seconds(worker) - worker.cpu_before) + _TICKS_SECONDS)
+    worker.cpu_before += believed
     return believed
 
 
 def _credible_peak(worker: Worker, said: int) -> int:
-    """What a worker says of an order's memory: no less than was seen, no more than it could have had."""
+    """What a worker says of an order's memory, no more than it could have had; it does not know of its helpers'."""
     weighed = worker.weighed
-    seen = weighed.peak_bytes if weighed is not None else 0
-    if weighed is not None and weighed.promised_bytes:
-        most = max(int(FAR * weighed.promised_bytes), worker.limit_bytes + worker.grown_bytes)
-        said = min(said, most)
-    return max(said, seen)
+    if weighed is None or not weighed.promised_bytes:
+        return said
+    said = min(said, max(int(FAR * weighed.promised_bytes), worker.limit_bytes + worker.grown_bytes))
+    return max(said, weighed.peak_bytes) if weighed.seen else said
 
 
 def _seen_peak(worker: Worker) -> int:

@@ -565,10 +565,10 @@ def test_helpers_of_a_worker_end_with_it(opened: Opener, helper: str, end: str) 
 
 
 def test_shouting_neither_blocks_nor_grows(opened: Opener) -> None:
-    """A hundred megabytes on standard error are taken off and forgotten, but for their end."""
+    """A gigabyte on standard error is taken off and forgotten, but for its end."""
     one = opened()
     worker = start_ready(one)
-    assert failures(do(one, worker, {"do": "shout", "mib": 100}, written("b"))) == [None, None]
+    assert failures(do(one, worker, {"do": "shout", "mib": 1024}, written("b"))) == [None, None]
     assert sum(map(len, worker.stderr)) <= 5 * supervisor.STDERR_BYTES
 
 
