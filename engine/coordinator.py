@@ -700,6 +700,7 @@ class Coordinator:
             going.worker,
             orders,
             deadlines=[piece.estimate.deadline for piece in going.unit.orders],
+            promised_bytes=going.unit.memory_bytes,
             limit_bytes=going.unit.ceiling_bytes,
         )
 

@@ -121,7 +121,13 @@ class _Reading:
                 self._supervisor.release(worker)
                 return error.failure
             full = {**order, "file": f"{name}.bytes", "prefix": name}
-            self._supervisor.assign(worker, [full], deadlines=[estimate.deadline], limit_bytes=estimate.ceiling_bytes)
+            self._supervisor.assign(
+                worker,
+                [full],
+                deadlines=[estimate.deadline],
+                promised_bytes=estimate.memory_bytes,
+                limit_bytes=estimate.ceiling_bytes,
+            )
             return self._wait(worker, field)
         finally:
             self._desk.exchange(returns=[Return(lease_id=lease, cost_seconds=estimate.seconds)])

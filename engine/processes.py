@@ -14,14 +14,18 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
 
 #: prctl(2), linux/prctl.h.
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 #: How often a process without a pidfd, or a group, is looked at, in seconds. SIGKILL takes a few milliseconds.
 _LOOK_SECONDS = 0.01
+#: Between two looks at a family that is being ended: what it cost is a part of what losing a worker costs.
+_FAMILY_LOOK_SECONDS = 0.003
 _ON_LINUX = sys.platform.startswith("linux")
 #: Nothing can be opened now, in this process or on this machine. It passes, and says nothing of what was looked for.
 LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -147,6 +151,60 @@ def die_with_parent(expected_parent_pid: int) -> None:
         os._exit(1)
 
 
+def adopt_orphans() -> None:
+    """Inside a worker: what its helpers leave behind becomes its own child and not that of init, so that whoever ends
+    the worker finds all of it below it (kill_family). Does nothing where the system cannot."""
+    if _ON_LINUX:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def kill_family(
+    pgid: int, started: float, *, mark: bytes = b"", seen: Mapping[int, float] | None = None, timeout_seconds: float
+) -> bool:
+    """SIGKILL all that has come of the process `pgid` (started at `started`), which leads a group and is our child.
+
+    That is its group, whatever descends from it, whoever was `seen` below it before (process id -> start time), and
+    whoever bears `mark` in its environment ("NAME=value"), wherever they have gone. Looks at least once; True when
+    nothing of it is left, False when something still is after the time-out (it hangs in the kernel, or is multiplying).
+    The process itself must not have been waited for: so neither its id nor its group's is used again.
+    """
+    if not _ON_LINUX:
+        return kill_group(pgid, started, timeout_seconds=timeout_seconds)
+    if pgid <= 1 or pgid == os.getpgrp():
+        raise ValueError(f"process group {pgid} is not a worker's")
+    until = time.monotonic() + timeout_seconds
+    while True:
+        table = _all_processes()
+        family = _family(table, pgid, started, seen or {}) or _marked(table, started, mark)
+        if not family:
+            return True
+        outside = [pid for pid in family if table[pid].group != pgid]
+        if len(outside) < len(family):
+            # While some have left the group, those who may start more of them stand still, and stay their parents:
+            # whoever is killed first loses its children to init.
+            with suppress(ProcessLookupError):
+                os.killpg(pgid, signal.SIGSTOP if outside else signal.SIGKILL)
+        for pid in outside:
+            _kill(pid)
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_FAMILY_LOOK_SECONDS)
+
+
+def find_descent(pids: Collection[int]) -> dict[int, dict[int, float]]:
+    """For each process: the living ones that descend from it, with their start times. One look at all of /proc."""
+    if not _ON_LINUX or not pids:
+        return {pid: {} for pid in pids}
+    table = _all_processes()
+    children = _children(table)
+    return {
+        pid: {
+            below: table[below].started for below in _below(children, [pid]) if not table[below].gone and below != pid
+        }
+        for pid in pids
+    }
+
+
 def allow_descriptors(wanted: int) -> None:
     """Raise our soft limit of open files to so many, or as far as the system lets us. Never lowers it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -204,6 +262,117 @@ def resident_bytes(pid: int) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error as error:
         raise ProcessLookupError(f"no process {pid}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """What /proc/<pid>/status says of a process, in bytes; 0 where it does not say.
+
+    resident  in RAM now, libraries included        peak  the most of that (VmHWM) since it was last begun anew
+    data      what RLIMIT_DATA counts
+    """
+
+    resident: int
+    peak: int
+    data: int
+
+
+def memory_use(pid: int) -> MemoryUse:
+    """One look. Raises ProcessLookupError; a zombie has nothing."""
+    if not _ON_LINUX:
+        return MemoryUse(resident=resident_bytes(pid), peak=0, data=0)
+    found = {"VmRSS": 0, "VmHWM": 0, "VmData": 0}
+    try:
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise ProcessLookupError(f"no process {pid}") from error
+    for line in lines:
+        name, _, rest = line.partition(":")
+        if name in found:
+            found[name] = int(rest.split()[0]) * 1024
+    return MemoryUse(resident=found["VmRSS"], peak=found["VmHWM"], data=found["VmData"])
+
+
+def raise_memory_limit(pid: int, limit_bytes: int, *, least_bytes: int = 0) -> None:
+    """Let another process of ours hold so much, libraries included (0: no limit), and `least_bytes` more than now in
+    any case: raises its soft RLIMIT_DATA, and never lowers it. Raises ProcessLookupError."""
+    if not hasattr(resource, "prlimit"):
+        return
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
+    if soft == resource.RLIM_INFINITY:
+        return
+    wanted = hard
+    if limit_bytes:
+        use = memory_use(pid)
+        wanted = use.data + max(least_bytes, limit_bytes - use.resident)
+        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if wanted == resource.RLIM_INFINITY or wanted > soft:
+        resource.prlimit(pid, resource.RLIMIT_DATA, (wanted, hard))
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """An entry of /proc."""
+
+    parent: int
+    group: int
+    started: float
+    gone: bool
+
+
+def _all_processes() -> dict[int, _Process]:
+    table = {}
+    for pid in psutil.pids():
+        try:
+            fields = _stat_fields(pid)
+        except (ProcessLookupError, PermissionError):
+            continue
+        table[pid] = _Process(int(fields[1]), int(fields[2]), float(fields[19]), fields[0] in "ZX")
+    return table
+
+
+def _family(table: Mapping[int, _Process], pgid: int, started: float, seen: Mapping[int, float]) -> list[int]:
+    """The living members of the group, those that were seen, and what descends from any of them."""
+    roots = [pid for pid, one in table.items() if one.group == pgid or pid == pgid]
+    roots += [pid for pid, since in seen.items() if pid in table and table[pid].started == since]
+    found = _below(_children(table), roots)
+    # Nobody is older than its ancestors: an id that was used again may look like it.
+    return [pid for pid in found if not table[pid].gone and table[pid].started >= started and pid != os.getpid()]
+
+
+def _children(table: Mapping[int, _Process]) -> dict[int, list[int]]:
+    children: dict[int, list[int]] = {}
+    for pid, one in table.items():
+        children.setdefault(one.parent, []).append(pid)
+    return children
+
+
+def _below(children: Mapping[int, list[int]], roots: Collection[int]) -> set[int]:
+    """The roots and all their descendants."""
+    found: set[int] = set()
+    left = list(roots)
+    while left:
+        pid = left.pop()
+        if pid not in found:
+            found.add(pid)
+            left += children.get(pid, ())
+    return found
+
+
+def _marked(table: Mapping[int, _Process], started: float, mark: bytes) -> list[int]:
+    """Those no older than `started` that were given this word in their environment, by whatever way."""
+    found = []
+    for pid, one in table.items() if mark else ():
+        if one.started < started or one.gone:
+            continue
+        try:
+            with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
+                if mark + b"\0" in file.read():
+                    found.append(pid)
+        except OSError:
+            continue
+    return found
 
 
 def _stat_fields(pid: int) -> list[str]:

@@ -8,6 +8,7 @@ a test holds what it loads against a list. The only broad `except` of the worker
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import importlib
@@ -16,6 +17,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,12 +26,14 @@ from typing import Any
 from engine.model import Failure
 from engine.ports import StageFailed, StageRunner
 from engine.printing import printable
-from engine.processes import die_with_parent
+from engine.processes import adopt_orphans, die_with_parent
 from engine.reasons import Reason
 from engine.workers.messages import Begin, ItemDone, Progress, Ready, UnitDone, UnitOrder, receive, send
 
 #: Progress is said at most this often: the supervisor asks whether a worker lives, not how each page went.
 _PROGRESS_SECONDS = 0.5
+#: Memory beyond what the stage itself takes that a worker keeps at hand between two units.
+_SPARE_BYTES = 32 * 1024**2
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -58,6 +62,7 @@ def main() -> None:
     """Serve until the coordinator closes the pipe or dies."""
     pipe_fd, parent = int(sys.argv[1]), int(sys.argv[2])
     die_with_parent(parent)
+    adopt_orphans()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pipe = Connection(pipe_fd)
     begin = receive(pipe)
@@ -66,6 +71,7 @@ def main() -> None:
     home = _Home(Path(begin.home), pipe)
     runner: StageRunner = importlib.import_module(begin.stage).open_stage(begin.options)
     gc.freeze()
+    held = _resident_bytes()
     send(pipe, Ready())
     while True:
         try:
@@ -74,6 +80,8 @@ def main() -> None:
             return
         if isinstance(order, UnitOrder):
             _do_unit(order, runner, home, pipe)
+            _give_back(held)
+            send(pipe, UnitDone(unit=order.unit))
 
 
 def _do_unit(unit: UnitOrder, runner: StageRunner, home: _Home, pipe: Connection) -> None:
@@ -101,7 +109,6 @@ def _do_unit(unit: UnitOrder, runner: StageRunner, home: _Home, pipe: Connection
             send(pipe, replace(done, result={}, failure=failure))
     if with_limit:
         resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    send(pipe, UnitDone(unit=unit.unit))
 
 
 def _do_item(runner: StageRunner, order: Mapping[str, Any], home: _Home) -> tuple[Mapping[str, Any], Failure | None]:
@@ -112,6 +119,9 @@ def _do_item(runner: StageRunner, order: Mapping[str, Any], home: _Home) -> tupl
     except MemoryError:
         return {}, Failure(reason=Reason.OUT_OF_MEMORY, detail="the unit's memory limit was reached")
     except Exception as error:  # noqa: BLE001 - the worker's outermost loop: one bad item must not end the others
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            # mmap(2) says it so.
+            return {}, Failure(reason=Reason.OUT_OF_MEMORY, detail="the unit's memory limit was reached")
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             # The disk's fault and not the item's, which is to be tried again when there is room.
             return {}, Failure(reason=Reason.DISK_FULL, detail=printable(str(error)))
@@ -123,6 +133,23 @@ def _limit_memory(extra_bytes: int) -> None:
     one item, instead of a worker killed by the kernel."""
     used = _status_bytes("VmData")
     resource.setrlimit(resource.RLIMIT_DATA, (used + extra_bytes, resource.RLIM_INFINITY))
+
+
+def _give_back(held_bytes: int) -> None:
+    """Whoever looks at this worker now shall see what it cannot do without: less than what it has at hand."""
+    if _resident_bytes() > held_bytes + _SPARE_BYTES:
+        gc.collect()
+        with suppress(OSError, AttributeError):
+            # glibc's alone; a few milliseconds.
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm", "rb", buffering=0) as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def _reset_peak() -> None:

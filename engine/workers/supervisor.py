@@ -1,15 +1,19 @@
 """Start, watch, stop and replace worker processes.
 
 Rule: one thread, the one that made the supervisor, and it never waits for a worker: what workers say is taken apart as
-it comes, and one that does not behave is killed, alone, with its whole process group. Knows nothing of users, items or
+it comes, and one that does not behave is killed, alone, with all that it has started. Knows nothing of users, items or
 stages beyond their names: it is given orders and reports how each ended.
 
     start -> Worker (starting) --Ready--> idle --assign--> busy --UnitDone--> idle --retire--> gone
-                                                     \\--death, deadline, lie--> gone, with a Lost report
+                                                     \\--death, deadline, lie--> dying --> gone, with a Lost report
+
+A worker that has been killed is dying until the kernel has let go of it: milliseconds, and where it hangs on a disk
+that does not answer, hours. Only then it is lost: whatever was lent for it is in use until then.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import selectors
 import shutil
@@ -42,6 +46,7 @@ from engine.workers.messages import (
     UnitOrder,
     send,
 )
+from engine.workers.watch import FAR, Watch, Weighed
 
 #: A stage loads in under a second; a minute covers a machine that swaps.
 START_SECONDS = 60.0
@@ -49,19 +54,29 @@ START_SECONDS = 60.0
 LOOK_SECONDS = 0.5
 #: A worker that has nothing to do ends after so long: an idle engine holds no memory.
 IDLE_SECONDS = 10.0
-#: Growth over its own size when it was ready, after which a worker is replaced (loky's rule).
-GROWTH_BYTES = 300 * 1024**2
+#: Growth over its own size, after which a worker is replaced; and the growth with its first unit that counts as its own
+#: size: caches and arenas are filled then, and stay. Less than loky allows (300 MB): what a worker holds too much, the
+#: next unit lacks of what it was promised.
+GROWTH_BYTES, WARMTH_BYTES = 96 * 1024**2, 256 * 1024**2
+#: What a unit that was promised more may take in any case, however large its worker is by then.
+LEAST_MORE_BYTES = 16 * 1024**2
 #: Workers of a stage that die in a row before they are ready, until the stage is given up.
 STARTS_IN_A_ROW = 3
 #: Kills from outside that count as one such death.
 KILLS_FOR_A_START = 5
-#: What is kept of a worker's standard error: the end of it.
-STDERR_BYTES = 4096
+#: What is kept of a worker's standard error: the end of it; and what is taken off at once, for which its pipe has room.
+STDERR_BYTES, STDERR_BLOCK_BYTES = 4096, 1 << 20
 #: Blocks of 64 KiB taken in from one worker before the others have their turn: more than the pipe of an honest one
 #: holds, so that all it said before its end is heard, and no end of words holds us.
 BLOCKS_AT_ONCE = 8
 #: Between the end of its pipe and its own, a Python that ends clears up its modules: a second where there is swapping.
 ENDING_SECONDS = 5.0
+#: An end is waited for so long (most take ten milliseconds), and from then on looked for now and then.
+HOLD_SECONDS, DYING_LOOK_SECONDS = 0.05, 0.05
+#: The kernel counts CPU time in ticks of 10 ms, for user and system apart.
+_TICKS_SECONDS = 0.05
+#: In the environment of each worker, and so of all that it starts: its home.
+_MARK = "NIGHTMILL_WORKER"
 
 _OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
@@ -114,6 +129,7 @@ class Lost:
     """A worker is gone, and its unit with it. `blamed`: the order that was being done; None: nobody's fault.
 
     untouched: the orders that had not begun, and may be given out again as they are.
+    cpu_seconds, peak_bytes: what the order that was being done had used by then, as seen from outside; 0: not seen.
     """
 
     worker: Worker
@@ -123,9 +139,24 @@ class Lost:
     untouched: tuple[int, ...]
     began: float
     seconds: float
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0
 
 
-Report = Ended | Finished | Lost
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swollen:
+    """A worker holds more than its unit was promised. Said again and again while it lasts.
+
+    The answer is `allow` (more was to be had), `stop` (there is none), or nothing: far over its promise it is stopped
+    whatever is answered.
+    """
+
+    worker: Worker
+    unit: int
+    resident_bytes: int
+
+
+Report = Ended | Finished | Lost | Swollen
 
 
 @dataclass(slots=True, eq=False)
@@ -149,10 +180,16 @@ class Worker:
     pending: UnitOrder | None = None
     given: bool = False  # the unit's orders were sent, and have not all ended
     deadlines: Sequence[float] = ()
-    cpu_before: float = 0.0
-    base_bytes: int = 0
+    promised_bytes: int = 0
+    limit_bytes: int = 0
+    is_raised: bool = False  # its limit was raised by us, and is not its own to take back
+    weighed: Weighed | None = None  # while it does a unit
+    cpu_before: float = 0.0  # what it had used when the present order began: at the unit's start, and what ended since
+    base_bytes: int = 0  # what it held when it was ready, or after its first unit
+    is_warm: bool = False  # it has done a unit
+    grown_bytes: int = 0  # over that, after its latest unit
     hung_up: float | None = None  # since when nothing more can come out of its pipe, though it lives
-    gone: bool = False
+    gone: bool = False  # it is of no more use, though the kernel may not have let go of it yet
 
     @property
     def inbox(self) -> Path:
@@ -170,6 +207,21 @@ class Worker:
         return self.unit != 0
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Dying:
+    """A worker that is gone for us. `failure`, None: what it ended by is read from how it ended."""
+
+    worker: Worker
+    failure: Failure | None
+    may_blame: bool
+    is_news: bool
+    slate: tuple[int, int] | None
+    noticed: float
+    cpu_seconds: float
+    peak_bytes: int
+    next_look: float
+
+
 class Supervisor:
     """All workers of one coordinator."""
 
@@ -182,8 +234,12 @@ class Supervisor:
         bounds: Bounds | None = None,
         package: str = "engine.workers",
         niceness: int = 0,
+        may_start: bool = True,
     ) -> None:
-        """package: holds the stages, a module each, named as the stage is; niceness: of the workers, as in nice(1)."""
+        """package: holds the stages, a module each, named as the stage is; niceness: of the workers, as in nice(1).
+
+        may_start: nothing keeps workers from starting programs, so what they start is looked for.
+        """
         self._package = package
         self._niceness = niceness
         self._spool = spool
@@ -191,6 +247,8 @@ class Supervisor:
         self._clock = clock
         self._bounds = bounds or Bounds()
         self._workers: list[Worker] = []
+        self._dying: list[_Dying] = []
+        self._watch = Watch(may_start=may_start)
         self._numbers = 0
         self._selector = selectors.DefaultSelector()
         self._looked = 0.0
@@ -203,8 +261,13 @@ class Supervisor:
 
     @property
     def workers(self) -> Sequence[Worker]:
-        """All that live."""
+        """All that live, and are not dying."""
         return tuple(self._workers)
+
+    @property
+    def dying(self) -> Sequence[Worker]:
+        """Those that were killed, and that the kernel has not let go of: what is lent for them is still in use."""
+        return tuple(dying.worker for dying in self._dying)
 
     def watch(self, descriptor: int, action: Callable[[], None]) -> None:
         """Also wake up, and call `action`, when this descriptor can be read."""
@@ -235,7 +298,7 @@ class Supervisor:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 process_group=0,
-                env=_worker_environment(),
+                env={**_worker_environment(), _MARK: str(home)},
             )
         except OSError as error:
             ours.close()
@@ -261,6 +324,9 @@ class Supervisor:
         os.set_blocking(ours.fileno(), False)
         assert process.stderr is not None
         os.set_blocking(process.stderr.fileno(), False)
+        with suppress(OSError, AttributeError):
+            # Whoever shouts is heard sixteen times as seldom.
+            fcntl.fcntl(process.stderr.fileno(), fcntl.F_SETPIPE_SZ, STDERR_BLOCK_BYTES)
         self._selector.register(ours.fileno(), selectors.EVENT_READ, worker)
         self._selector.register(process.stderr.fileno(), selectors.EVENT_READ, (worker, process.stderr.fileno()))
         if worker.watched.fd >= 0:
@@ -278,22 +344,57 @@ class Supervisor:
         worker.began = worker.heard = self._clock.monotonic()
 
     def assign(
-        self, worker: Worker, orders: Sequence[Mapping[str, Any]], *, deadlines: Sequence[float], limit_bytes: int
+        self,
+        worker: Worker,
+        orders: Sequence[Mapping[str, Any]],
+        *,
+        deadlines: Sequence[float],
+        promised_bytes: int,
+        limit_bytes: int,
     ) -> None:
-        """Begin the reserved unit. `deadlines`: CPU seconds for each order; `limit_bytes` 0: none."""
+        """Begin the reserved unit.
+
+        deadlines       CPU seconds for each order
+        promised_bytes  what the worker may hold, all in all, helpers included; 0: nobody counts
+        limit_bytes     beyond it the worker itself meets an error; 0: it meets none
+        """
         if worker.gone:
             return
+        worker.promised_bytes, worker.limit_bytes = promised_bytes, limit_bytes
+        # What it holds too much is not taken from the unit.
+        room = limit_bytes + worker.grown_bytes if limit_bytes else 0
         worker.orders, worker.deadlines = len(orders), tuple(deadlines)
-        worker.pending = UnitOrder(unit=worker.unit, orders=tuple(orders), memory_bytes=limit_bytes)
+        worker.pending = UnitOrder(unit=worker.unit, orders=tuple(orders), memory_bytes=room)
         if worker.ready:
             self._give(worker)
 
+    def allow(self, worker: Worker, *, promised_bytes: int, limit_bytes: int) -> None:
+        """The unit that the worker does was promised more. `limit_bytes` as for `assign`; it is never lowered."""
+        worker.promised_bytes = max(worker.promised_bytes, promised_bytes)
+        if limit_bytes == 0 or worker.limit_bytes == 0:
+            worker.limit_bytes = 0
+        else:
+            worker.limit_bytes = max(worker.limit_bytes, limit_bytes)
+        if worker.weighed is None:
+            return
+        self._watch.allow(worker.weighed, promised_bytes)
+        # It may have ended, or have ended the unit, whose limit it then takes back itself: see UnitDone.
+        worker.is_raised = True
+        room = worker.limit_bytes + worker.grown_bytes if worker.limit_bytes else 0
+        with suppress(OSError):
+            processes.raise_memory_limit(worker.process.pid, room, least_bytes=LEAST_MORE_BYTES)
+
     def release(self, worker: Worker) -> None:
-        """The reserved unit has come to nothing, or its results have been taken: the worker is free."""
+        """The reserved unit has come to nothing, or its results have been taken: the worker is free.
+
+        One that has grown too much is ended now: a worker that always has a unit is never found idle.
+        """
         worker.unit = worker.orders = 0
         worker.pending, worker.given = None, False
         worker.began = self._clock.monotonic()
-        if not worker.gone:
+        if not worker.gone and worker.grown_bytes > GROWTH_BYTES:
+            self._let_go(worker)
+        elif not worker.gone:
             _empty(worker.inbox)
             _empty(worker.outbox)
 
@@ -304,7 +405,11 @@ class Supervisor:
         """
         self._remove_left()
         reports, self._unsaid = self._unsaid, []
-        for key, _ in self._selector.select(0.0 if reports else max(0.0, timeout_seconds)):
+        if reports:
+            timeout_seconds = 0.0
+        elif self._dying:
+            timeout_seconds = min(timeout_seconds, DYING_LOOK_SECONDS)
+        for key, _ in self._selector.select(max(0.0, timeout_seconds)):
             match key.data:
                 case Worker() as worker:
                     if not worker.gone:
@@ -314,6 +419,11 @@ class Supervisor:
                         self._keep_stderr(worker, descriptor)
                 case action:
                     action()
+        for worker in self._workers:
+            if worker.weighed is not None and self._watch.take_news(worker.weighed):
+                resident = worker.weighed.resident_bytes
+                reports.append(Swollen(worker=worker, unit=worker.unit, resident_bytes=resident))
+        self._look_at_dying(reports)
         now = self._clock.monotonic()
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now
@@ -322,18 +432,34 @@ class Supervisor:
 
     def retire(self, worker: Worker) -> None:
         """End a worker that has no unit."""
-        self._end(worker)
+        self._let_go(worker)
 
     def kill(self, worker: Worker, failure: Failure) -> list[Report]:
-        """Stop a worker for a reason of ours; its unit comes back as Lost, with none of its orders to blame."""
+        """Stop a worker for a reason of ours; its unit comes back as Lost, with none of its orders to blame.
+
+        Lost is in the answer when the worker is gone at once, as it nearly always is; else `poll` says it.
+        """
         reports: list[Report] = []
         self._lose(worker, failure, reports, may_blame=False)
+        return reports
+
+    def stop(self, worker: Worker, failure: Failure) -> list[Report]:
+        """Stop a worker for what it does, as `kill` does; but the order that is being done is blamed with `failure`.
+
+        Unless its memory is the reason, and would have done for a worker that had not grown before: then nobody is.
+        """
+        reports: list[Report] = []
+        self._lose(worker, failure, reports)
         return reports
 
     def close(self) -> None:
         """Kill every worker, wait until all are gone, and remove what they left. Idempotent."""
         for worker in list(self._workers):
-            self._end(worker)
+            self._strike(worker, None, is_news=False)
+        for dying in list(self._dying):
+            while not self._bury(dying, [], HOLD_SECONDS):
+                pass
+        self._watch.close()
         self._selector.close()
         self._left.clear()
         shutil.rmtree(self._spool, ignore_errors=True)
@@ -349,6 +475,10 @@ class Supervisor:
         assert order is not None
         worker.began = worker.heard = self._clock.monotonic()
         worker.cpu_before = _cpu_seconds(worker)
+        worker.weighed = Weighed(
+            watched=worker.watched, promised_bytes=worker.promised_bytes, before_bytes=worker.grown_bytes
+        )
+        self._watch.begin(worker.weighed)
         try:
             self._say(worker, order)
         except BlockingIOError:
@@ -409,19 +539,37 @@ class Supervisor:
                         index=message.index,
                         result=message.result,
                         failure=message.failure,
-                        cpu_seconds=message.cpu_seconds,
-                        peak_bytes=message.peak_bytes,
+                        cpu_seconds=_credible_seconds(worker, message.cpu_seconds),
+                        peak_bytes=_credible_peak(worker, message.peak_bytes),
                         began=self._clock.now() - (now - worker.began),
                         seconds=now - worker.began,
                     )
                 )
                 worker.began = now
-                worker.cpu_before = _cpu_seconds(worker)
+                if worker.weighed is not None:
+                    # The next order may have come far by now: what was seen last is its own.
+                    worker.weighed.peak_bytes = worker.weighed.resident_bytes
             case UnitDone() if worker.given and message.unit == worker.unit and len(worker.done) == worker.orders:
                 worker.given = False
+                self._weigh_no_more(worker)
                 reports.append(Finished(worker=worker, unit=message.unit))
             case _:
                 raise MalformedMessage(f"{type(message).__name__} was not expected now")
+
+    def _weigh_no_more(self, worker: Worker) -> None:
+        """The unit has ended; the worker has given back to the system what it could (child.py)."""
+        if worker.weighed is not None:
+            self._watch.end(worker.weighed)
+            worker.weighed = None
+        if worker.is_raised:
+            worker.is_raised = False
+            with suppress(OSError):
+                processes.raise_memory_limit(worker.process.pid, 0)
+        held = _resident_bytes(worker)
+        if not worker.is_warm:
+            worker.is_warm = True
+            worker.base_bytes = max(worker.base_bytes, min(held, worker.base_bytes + WARMTH_BYTES))
+        worker.grown_bytes = max(0, held - worker.base_bytes)
 
     def _is_next(self, worker: Worker, index: int) -> bool:
         return index == len(worker.done) and index < worker.orders
@@ -444,10 +592,8 @@ class Supervisor:
                 failure = self._overrun(worker, now)
                 if failure is not None:
                     self._lose(worker, failure, reports)
-            elif not worker.busy and (
-                now - worker.began > IDLE_SECONDS or _resident_bytes(worker) > worker.base_bytes + GROWTH_BYTES
-            ):
-                self.retire(worker)
+            elif not worker.busy and now - worker.began > IDLE_SECONDS:
+                self._let_go(worker)
 
     def _overrun(self, worker: Worker, now: float) -> Failure | None:
         index = min(len(worker.done), len(worker.deadlines) - 1)
@@ -462,31 +608,98 @@ class Supervisor:
         return None
 
     def _lose(self, worker: Worker, failure: Failure | None, reports: list[Report], *, may_blame: bool = True) -> None:
-        """The worker is gone, or goes now; say what became of its unit."""
-        if worker.gone:
-            return
+        """The worker is gone, or goes now; say what became of its unit, now or when it is gone."""
+        if not worker.gone:
+            self._bury(self._strike(worker, failure, may_blame=may_blame), reports, HOLD_SECONDS)
+
+    def _let_go(self, worker: Worker) -> None:
+        """End a worker that has no unit; nobody hears of it."""
+        if not worker.gone:
+            self._bury(self._strike(worker, None, is_news=False), [], HOLD_SECONDS)
+
+    def _strike(
+        self, worker: Worker, failure: Failure | None, *, may_blame: bool = False, is_news: bool = True
+    ) -> _Dying:
+        """Have no more to do with a worker: all that can be known of it is known now. It is killed when it is buried.
+
+        One that had ended before keeps the code that it ended with.
+        """
         now = self._clock.monotonic()
-        slate = _read_slate(worker)
-        was_ready = worker.ready
-        died = self._end(worker)
-        if failure is None:
-            failure = _cause(died, worker)
-        if not was_ready:
+        dying = _Dying(
+            worker=worker,
+            failure=failure,
+            may_blame=may_blame,
+            is_news=is_news,
+            slate=_read_slate(worker),
+            noticed=now,
+            cpu_seconds=max(0.0, _cpu_seconds(worker) - worker.cpu_before) if worker.given else 0.0,
+            peak_bytes=_seen_peak(worker) if worker.given else 0,
+            next_look=now,
+        )
+        worker.gone = True
+        self._workers.remove(worker)
+        self._dying.append(dying)
+        if worker.weighed is not None:
+            self._watch.end(worker.weighed)
+        assert worker.process.stderr is not None
+        self._keep_stderr(worker, worker.process.stderr.fileno(), closing=True)
+        if worker.hung_up is None:
+            self._selector.unregister(worker.pipe.fileno())
+        if worker.watched.fd >= 0:
+            self._selector.unregister(worker.watched.fd)
+        worker.pipe.close()
+        return dying
+
+    def _look_at_dying(self, reports: list[Report]) -> None:
+        now = self._clock.monotonic()
+        for dying in list(self._dying):
+            if now >= dying.next_look:
+                # Each look reads all of /proc: at one that takes hours it is looked twice a second.
+                dying.next_look = now + min(LOOK_SECONDS, (now - dying.noticed) / 4)
+                self._bury(dying, reports, 0.0)
+
+    def _bury(self, dying: _Dying, reports: list[Report], timeout_seconds: float) -> bool:
+        """Kill all that has come of the worker; when nothing is left of it, say what became of its unit."""
+        worker = dying.worker
+        # It is waited for only after its family is gone: until then its id cannot be used again.
+        if not processes.kill_family(
+            worker.process.pid,
+            worker.watched.started,
+            mark=f"{_MARK}={worker.home}".encode(),
+            seen=worker.weighed.seen if worker.weighed is not None else None,
+            timeout_seconds=timeout_seconds,
+        ):
+            return False
+        code = worker.process.wait()
+        self._dying.remove(dying)
+        worker.watched.close()
+        self._book.note_worker_gone(worker.process.pid)
+        self._left.append(worker.home)
+        if not dying.is_news:
+            return True
+        failure = dying.failure or _cause(code, worker)
+        if worker.unit:
+            reports.append(self._loss(dying, failure))
+        if not worker.ready:
             self._note_failed_start(worker, failure)
-        if not worker.unit:
-            return
+        return True
+
+    def _loss(self, dying: _Dying, failure: Failure) -> Lost:
+        worker = dying.worker
         left = [index for index in range(worker.orders) if index not in worker.done]
-        blamed = _blame(worker, slate, left, failure) if may_blame and worker.given and left else None
-        reports.append(
-            Lost(
-                worker=worker,
-                unit=worker.unit,
-                blamed=blamed,
-                failure=failure,
-                untouched=tuple(index for index in left if index != blamed),
-                began=self._clock.now() - (now - worker.began),
-                seconds=now - worker.began,
-            )
+        blamed = None
+        if dying.may_blame and worker.given and left and not _had_grown(worker, failure):
+            blamed = _blame(worker, dying.slate, left, failure)
+        return Lost(
+            worker=worker,
+            unit=worker.unit,
+            blamed=blamed,
+            failure=failure,
+            untouched=tuple(index for index in left if index != blamed),
+            began=self._clock.now() - (self._clock.monotonic() - worker.began),
+            seconds=dying.noticed - worker.began,
+            cpu_seconds=dying.cpu_seconds,
+            peak_bytes=dying.peak_bytes,
         )
 
     def _note_failed_start(self, worker: Worker, failure: Failure) -> None:
@@ -499,31 +712,6 @@ class Supervisor:
                 "`nightmill doctor` says what is missing"
             )
 
-    def _end(self, worker: Worker) -> int:
-        """Kill the worker's group and wait for it. Answers with what the process ended with.
-
-        One that had ended before keeps the code that it ended with.
-        """
-        if worker.gone:
-            return worker.process.returncode
-        worker.gone = True
-        self._workers.remove(worker)
-        assert worker.process.stderr is not None
-        self._keep_stderr(worker, worker.process.stderr.fileno(), closing=True)
-        if worker.hung_up is None:
-            self._selector.unregister(worker.pipe.fileno())
-        if worker.watched.fd >= 0:
-            self._selector.unregister(worker.watched.fd)
-        worker.pipe.close()
-        # The leader is waited for only after its group is gone: until then its id cannot be used again.
-        while not processes.kill_group(worker.process.pid, worker.watched.started):
-            pass
-        worker.process.wait()
-        worker.watched.close()
-        self._book.note_worker_gone(worker.process.pid)
-        self._left.append(worker.home)
-        return worker.process.returncode
-
     def _remove_left(self) -> None:
         while self._left:
             shutil.rmtree(self._left.pop(), ignore_errors=True)
@@ -532,7 +720,7 @@ class Supervisor:
         """Keep the last of what a worker writes to its standard error; a block each time, so that it cannot hold us."""
         data = b""
         with suppress(BlockingIOError, ValueError, OSError):
-            data = os.read(descriptor, 1 << 16)
+            data = os.read(descriptor, STDERR_BLOCK_BYTES)
         if data:
             worker.stderr.append(data[-STDERR_BYTES:])
             while len(worker.stderr) > 4:
@@ -565,6 +753,8 @@ def _cause(code: int, worker: Worker) -> Failure:
     """Why a worker ended that we did not end. A signal that programs do not send themselves came from outside."""
     said = b"".join(worker.stderr)[-STDERR_BYTES:].decode("utf-8", "replace").strip()
     last = printable(said.splitlines()[-1] if said else "", 500)
+    if code == -signal.SIGKILL and worker.weighed is not None and worker.weighed.struck is not None:
+        return worker.weighed.struck
     if code < 0:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
         if -code in _OUTSIDE:
@@ -578,6 +768,38 @@ def _blame(worker: Worker, slate: tuple[int, int] | None, left: Sequence[int], f
     if slate is not None and slate[0] == worker.unit and slate[1] in left:
         return slate[1]
     return None if failure.reason is Reason.KILLED else left[0]
+
+
+def _had_grown(worker: Worker, failure: Failure) -> bool:
+    """Too large it is because of units before: this one is as innocent as one that did not run."""
+    if failure.reason is not Reason.OUT_OF_MEMORY or worker.weighed is None or not worker.weighed.before_bytes:
+        return False
+    return not worker.weighed.own_doing
+
+
+def _credible_seconds(worker: Worker, said: float) -> float:
+    """What a worker says of an order's CPU time, no more than the kernel says. What it keeps back counts as the next
+    order's: so it does not matter how late we hear of it."""
+    believed = min(said, max(0.0, _cpu_seconds(worker) - worker.cpu_before) + _TICKS_SECONDS)
+    worker.cpu_before += believed
+    return believed
+
+
+def _credible_peak(worker: Worker, said: int) -> int:
+    """What a worker says of an order's memory, no more than it could have had; it does not know of its helpers'."""
+    weighed = worker.weighed
+    if weighed is None or not weighed.promised_bytes:
+        return said
+    said = min(said, max(int(FAR * weighed.promised_bytes), worker.limit_bytes + worker.grown_bytes))
+    return max(said, weighed.peak_bytes) if weighed.seen else said
+
+
+def _seen_peak(worker: Worker) -> int:
+    """The most that was seen of a worker since its order began; while it lives the kernel knows it better."""
+    seen = worker.weighed.peak_bytes if worker.weighed is not None else 0
+    with suppress(OSError):
+        seen = max(seen, processes.memory_use(worker.process.pid).peak)
+    return seen
 
 
 def _read_slate(worker: Worker) -> tuple[int, int] | None:
@@ -596,8 +818,9 @@ def _read_slate(worker: Worker) -> tuple[int, int] | None:
 
 
 def _cpu_seconds(worker: Worker) -> float:
+    """Of the worker, and of the programs that it has started and waited for."""
     try:
-        return processes.cpu_seconds(worker.process.pid)
+        return processes.cpu_use(worker.process.pid).seconds
     except ProcessLookupError:
         return 0.0
 

@@ -142,10 +142,13 @@ def give(
     *orders: Mapping[str, Any],
     unit: int = 1,
     deadline: float = 60.0,
+    promised_bytes: int = 0,
     limit_bytes: int = 0,
 ) -> None:
     one.reserve(worker, unit, len(orders))
-    one.assign(worker, orders, deadlines=[deadline] * len(orders), limit_bytes=limit_bytes)
+    one.assign(
+        worker, orders, deadlines=[deadline] * len(orders), promised_bytes=promised_bytes, limit_bytes=limit_bytes
+    )
 
 
 def do(
@@ -195,7 +198,7 @@ def test_a_unit_is_done_in_order_and_its_results_lie_in_the_outbox(opened: Opene
     one.reserve(worker, 1, 3)
     (worker.inbox / "letter").write_text("from the inbox")
     orders = [written("a"), {"do": "copy", "name": "letter"}, written("c")]
-    one.assign(worker, orders, deadlines=[60.0] * 3, limit_bytes=0)
+    one.assign(worker, orders, deadlines=[60.0] * 3, promised_bytes=0, limit_bytes=0)
     reports = poll_to_the_end(one, worker)
     assert failures(reports) == [None] * 3
     assert [read(report) for report in reports[:-1]] == ["a", "from the inbox", "c"]
@@ -363,7 +366,7 @@ def test_the_end_of_a_reserved_worker_is_nobodys_fault(opened: Opener, number: i
     os.kill(worker.process.pid, number)
     end = lost(poll_to_the_end(one, worker))
     assert (end.unit, end.blamed, end.untouched) == (2, None, (0, 1, 2))
-    one.assign(worker, [written("a")], deadlines=[1.0], limit_bytes=0)
+    one.assign(worker, [written("a")], deadlines=[1.0], promised_bytes=0, limit_bytes=0)
     one.release(worker)
     assert poll(one) == []
 
@@ -562,10 +565,10 @@ def test_helpers_of_a_worker_end_with_it(opened: Opener, helper: str, end: str) 
 
 
 def test_shouting_neither_blocks_nor_grows(opened: Opener) -> None:
-    """A hundred megabytes on standard error are taken off and forgotten, but for their end."""
+    """A gigabyte on standard error is taken off and forgotten, but for its end."""
     one = opened()
     worker = start_ready(one)
-    assert failures(do(one, worker, {"do": "shout", "mib": 100}, written("b"))) == [None, None]
+    assert failures(do(one, worker, {"do": "shout", "mib": 1024}, written("b"))) == [None, None]
     assert sum(map(len, worker.stderr)) <= 5 * supervisor.STDERR_BYTES
 
 
@@ -632,7 +635,7 @@ def test_a_worker_dies_with_its_coordinator(tmp_path: Path, monkeypatch: pytest.
         one = Supervisor(spool=Path(sys.argv[1]), book=Book(), clock=SystemClock(), package="tests.saboteurs")
         worker = one.start(Stage.EXTRACT, {})
         one.reserve(worker, 1, 1)
-        one.assign(worker, [{"do": "sleep"}], deadlines=[60.0], limit_bytes=0)
+        one.assign(worker, [{"do": "sleep"}], deadlines=[60.0], promised_bytes=0, limit_bytes=0)
         while not (worker.outbox / "began").exists():
             one.poll(0.05)
         print(worker.process.pid, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from engine.processes import start_time
 from engine.reasons import Reason
 
 Result = Mapping[str, Any]
-_kept: list[bytearray] = []
+_kept: list[bytearray | mmap.mmap] = []
 
 
 def open_stage(options: Mapping[str, Any]) -> Saboteur:
@@ -82,8 +83,43 @@ def allocate(order: Mapping[str, Any], place: Place) -> Result:
 
 def keep(order: Mapping[str, Any], place: Place) -> Result:
     """Leaks so much memory, all of it in use."""
-    _kept.append(bytearray(b"x" * order["bytes"]))
+    _kept.append(_take(order["bytes"]))
     return {}
+
+
+def grow(order: Mapping[str, Any], place: Place) -> NoReturn:
+    """Takes more and more memory, until it is stopped."""
+    while True:
+        _kept.append(_take(8 << 20))
+        time.sleep(0.02)
+
+
+def stay(order: Mapping[str, Any], place: Place) -> NoReturn:
+    """Takes so much memory, and stays so."""
+    _kept.append(_take(order["bytes"]))
+    sleep(order, place)
+
+
+def burst(order: Mapping[str, Any], place: Place) -> Result:
+    """Takes so much memory, and gives it back at once: nobody who looks now and then sees it."""
+    _take(order["bytes"]).close()
+    return {}
+
+
+def _take(size: int) -> mmap.mmap:
+    """So much memory, private and in use. (A bytearray takes it twice for a moment, or not at all.)"""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for page in range(0, size, mmap.PAGESIZE):
+        memory[page] = 1
+    return memory
+
+
+def ask_first(order: Mapping[str, Any], place: Place) -> Result:
+    """Takes so much memory as soon as a file in the inbox allows it."""
+    _began(place)
+    while not (place.inbox / "go").exists():
+        time.sleep(0.005)
+    return {"bytes": len(_take(order["bytes"]))}
 
 
 def endless_list(order: Mapping[str, Any], place: Place) -> Result:
@@ -195,6 +231,54 @@ def have_orphan(order: Mapping[str, Any], place: Place) -> Result:
     return _with_helper(int(found.stdout), order, place)
 
 
+def have_daemons(order: Mapping[str, Any], place: Place) -> Result:
+    """Starts processes that leave the group, the session and the parent, all of them; `bare`: the environment too."""
+    environment = {} if order["bare"] else dict(os.environ)
+    for number in range(order["count"]):
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                _sign(order["register"], f"daemon {number}")
+                os.execve("/bin/sleep", ["sleep", "600"], environment)
+            os._exit(0)
+    return _then(order, place)
+
+
+def multiply(order: Mapping[str, Any], place: Place) -> Result:
+    """A fork bomb of so many generations: each starts two more, one of them in a session of its own."""
+    if os.fork() == 0:
+        _multiply(order["generations"], order["register"])
+    return _then(order, place)
+
+
+def _multiply(generations: int, register: str) -> NoReturn:
+    _sign(register, f"{generations} {os.getpid()}")
+    for own_session in (False, True) if generations else ():
+        if os.fork() == 0:
+            if own_session:
+                os.setsid()
+            _multiply(generations - 1, register)
+    while True:
+        signal.pause()
+
+
+def _sign(register: str, name: str) -> None:
+    """Leaves word of a process that somebody else has to find."""
+    (Path(register) / f"{name}.new").write_text(json.dumps([os.getpid(), start_time(os.getpid())]))
+    (Path(register) / f"{name}.new").rename(Path(register) / f"{name}.json")
+
+
+def _then(order: Mapping[str, Any], place: Place) -> Result:
+    match order["then"]:
+        case "sleep":
+            sleep(order, place)
+        case "crash":
+            while len(list(Path(order["register"]).glob("*.json"))) < order["expected"]:
+                time.sleep(0.005)
+            os._exit(1)
+    return {}
+
+
 def _with_helper(pid: int, order: Mapping[str, Any], place: Place) -> Result:
     result = {"helper": pid, "started": start_time(pid)}
     match order["then"]:
@@ -223,6 +307,10 @@ DEEDS: dict[str, Callable[[Mapping[str, Any], Place], Result]] = {
     "raise": error,
     "allocate": allocate,
     "keep": keep,
+    "grow": grow,
+    "stay": stay,
+    "burst": burst,
+    "ask first": ask_first,
     "return bytes": lambda order, place: {"bytes": b"no JSON"},
     "return NaN": lambda order, place: {"number": float("nan")},
     "return half a character": lambda order, place: {"name": "a\ud800b"},
@@ -241,5 +329,7 @@ DEEDS: dict[str, Callable[[Mapping[str, Any], Place], Result]] = {
     "shout": shout,
     "child": have_child,
     "orphan": have_orphan,
+    "daemons": have_daemons,
+    "multiply": multiply,
     "swap outbox": swap_outbox,
 }

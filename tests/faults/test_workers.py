@@ -1,0 +1,341 @@
+"""Files that do to their worker whatever can be done: it costs that file, and nothing else.
+
+Real workers under a real supervisor, and whole runs whose extraction is a saboteur. What a worker may say and how it is
+blamed is in tests/processes/test_supervisor.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from engine.coordinator import Supervisor
+from engine.desk import stop_scheduler
+from engine.errors import CannotRunError
+from engine.model import Failure, ItemState, Lane, Stage, UserId
+from engine.processes import is_alive
+from engine.reasons import Reason
+from engine.run import open_own_ledger, run
+from engine.settings import Settings, load_settings
+from engine.survey import Orders
+from engine.telemetry import SilentReporter
+from engine.workers import supervisor, watch
+from engine.workers.supervisor import Ended, Report, Swollen, Worker
+from tests.processes.test_supervisor import (
+    DONE,
+    OURS,
+    PATIENCE_SECONDS,
+    READY,
+    Opener,
+    do,
+    failures,
+    give,
+    lost,
+    poll,
+    poll_to_the_end,
+    poll_until,
+    start_ready,
+    written,
+)
+from tests.processes.test_supervisor import book as book
+from tests.processes.test_supervisor import opened as opened
+
+MIB = 1 << 20
+TOO_MUCH = Failure(reason=Reason.OUT_OF_MEMORY, detail="there is no more")
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def swollen(reports: list[Report]) -> list[Swollen]:
+    return [report for report in reports if isinstance(report, Swollen)]
+
+
+def rest(reports: list[Report]) -> list[Report]:
+    """Without what is said again and again."""
+    return [report for report in reports if not isinstance(report, Swollen)]
+
+
+# --- memory that was promised ---
+
+
+def test_who_is_far_over_its_promise_is_stopped_while_nobody_listens(opened: Opener) -> None:
+    """The loop may be busy: the worker is ended all the same, its order is blamed, and what it took is known."""
+    one = opened()
+    worker, bystander = start_ready(one), start_ready(one)
+    promised = worker.base_bytes + 64 * MIB
+    give(one, bystander, {"do": "sleep"}, unit=2, promised_bytes=promised)
+    give(one, worker, written("a"), {"do": "grow"}, written("c"), promised_bytes=promised)
+    assert worker.watched.wait_end(PATIENCE_SECONDS)
+    reports = rest(poll_to_the_end(one, worker))
+    assert failures(reports) == [None]
+    end = lost(reports)
+    assert (end.blamed, end.untouched, end.failure.reason) == (1, (2,), Reason.OUT_OF_MEMORY)
+    assert end.failure.detail.startswith("its worker held ")
+    assert end.failure.detail.endswith(f"{promised // 10**6:,} MB were promised")
+    assert end.peak_bytes > watch.FAR * promised
+    assert 0.0 < end.cpu_seconds < PATIENCE_SECONDS
+    assert not bystander.gone
+
+
+def test_who_is_a_little_over_its_promise_is_said_to_be_until_more_is_promised(opened: Opener) -> None:
+    """It is not stopped for it. Whoever has no more to give stops it, and its order is blamed."""
+    one = opened()
+    worker = start_ready(one)
+    held = worker.base_bytes + 100 * MIB
+    give(one, worker, written("a"), {"do": "stay", "bytes": 100 * MIB}, promised_bytes=int(held / 1.1))
+    said: list[Report] = []
+    while len(swollen(said)) < 4:
+        said += poll_until(one, (worker.outbox / "began").exists) + poll(one, 0.2)
+    assert failures(rest(said)) == [None]
+    assert all(report.unit == 1 and held / 1.1 < report.resident_bytes < 1.1 * held for report in swollen(said))
+    one.allow(worker, promised_bytes=2 * held, limit_bytes=0)
+    weighed = worker.weighed
+    assert weighed is not None
+    weighed.resident_bytes = 0
+    assert poll_until(one, lambda: weighed.resident_bytes > 0) == []
+    end = lost(one.stop(worker, TOO_MUCH))
+    assert (end.blamed, end.untouched, end.failure) == (1, (), TOO_MUCH)
+    assert held / 1.1 < end.peak_bytes < 1.1 * held
+
+
+def test_a_promise_that_grows_raises_the_worker_s_own_limit(opened: Opener) -> None:
+    """In the middle of an order; the next unit has its own again."""
+    one = opened()
+    worker = start_ready(one)
+    much = {"do": "ask first", "bytes": 200 * MIB}
+    for unit, (allowed, outcome) in enumerate(((False, Reason.OUT_OF_MEMORY), (True, None), (False, None)), 1):
+        give(one, worker, much, unit=unit, limit_bytes=0 if unit == 3 else 64 * MIB)
+        assert poll_until(one, (worker.outbox / "began").exists) == []
+        if allowed:
+            one.allow(worker, promised_bytes=600 * MIB, limit_bytes=600 * MIB)
+        (worker.inbox / "go").touch()
+        assert failures(poll_to_the_end(one, worker)) == [outcome]
+        one.release(worker)
+
+
+def test_a_burst_between_two_looks_meets_the_worker_s_own_limit(opened: Opener) -> None:
+    """Nobody outside sees it: the limit makes an error of it, which costs one order. Without one it goes unpunished."""
+    one = opened()
+    worker = start_ready(one)
+    promised = worker.base_bytes + 50 * MIB
+    burst = {"do": "burst", "bytes": 300 * MIB}
+    give(one, worker, written("a"), burst, written("c"), promised_bytes=promised, limit_bytes=promised)
+    reports = rest(poll_to_the_end(one, worker))
+    assert failures(reports) == [None, Reason.OUT_OF_MEMORY, None]
+    one.release(worker)
+    (ended, _) = rest(do(one, worker, burst, unit=2))
+    assert isinstance(ended, Ended)
+    assert ended.peak_bytes > 300 * MIB
+
+
+def test_what_a_worker_says_of_itself_is_held_against_what_was_seen(opened: Opener) -> None:
+    """It cannot have had more memory than it could have had, nor more time than the kernel gave it."""
+    one = opened()
+    boasts = [["say", {**DONE, "index": index, "peak_bytes": 2**62, "cpu_seconds": 1e8}] for index in range(3)]
+    liar = start_ready(one, Stage.CHUNK, {"script": [READY, ["read"], *boasts]})
+    promised = liar.base_bytes + 100 * MIB
+    give(one, liar, {}, {}, {}, promised_bytes=promised, limit_bytes=promised)
+    reports = poll_until(one, lambda: len(liar.done) == 3)
+    assert failures(reports) == [None] * 3
+    for report in reports:
+        assert isinstance(report, Ended)
+        assert report.peak_bytes == int(watch.FAR * promised)
+        assert report.cpu_seconds < 10.0
+
+
+def test_a_unit_is_not_blamed_for_what_its_worker_held_before(opened: Opener) -> None:
+    """Its worker is stopped for what an earlier unit has left in it; the unit is as it was."""
+    one = opened()
+    worker = start_ready(one)
+    for unit, deed in enumerate((written("a"), {"do": "keep", "bytes": 80 * MIB}), 1):
+        assert failures(rest(do(one, worker, deed, unit=unit))) == [None]
+        one.release(worker)
+    assert worker.grown_bytes > 70 * MIB
+    give(one, worker, {"do": "sleep"}, written("b"), unit=3, promised_bytes=worker.base_bytes + 20 * MIB)
+    end = lost(rest(poll_to_the_end(one, worker)))
+    assert (end.blamed, end.untouched, end.failure.reason) == (None, (0, 1), Reason.OUT_OF_MEMORY)
+
+
+def test_a_leak_of_five_megabytes_a_unit_is_stopped_without_any_loss(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that always has the next unit is never idle: it is replaced between two of them."""
+    monkeypatch.setattr(supervisor, "GROWTH_BYTES", 32 * MIB)
+    one = opened()
+    used: dict[int, int] = {}
+    for unit in range(1, 19):
+        worker = one.find_idle(Stage.EXTRACT) or one.start(Stage.EXTRACT, {})
+        assert failures(do(one, worker, {"do": "keep", "bytes": 5 * MIB}, unit=unit)) == [None]
+        used[worker.number] = used.get(worker.number, 0) + 1
+        one.release(worker)
+    assert len(used) >= 2
+    assert max(used.values()) <= 9
+    assert len(one.workers) <= 1
+
+
+# --- processes that a worker leaves behind ---
+
+
+@pytest.fixture
+def register(tmp_path: Path) -> Path:
+    """A folder in which processes sign that nobody else knows of."""
+    (tmp_path / "register").mkdir()
+    return tmp_path / "register"
+
+
+def signed(register: Path) -> list[tuple[int, float]]:
+    return [tuple(json.loads(file.read_text())) for file in register.glob("*.json")]
+
+
+@pytest.mark.parametrize(
+    ("deed", "count", "end"),
+    [
+        pytest.param({"do": "daemons", "count": 3, "bare": True}, 3, "kill", id="daemons, killed"),
+        pytest.param({"do": "daemons", "count": 3, "bare": False}, 3, "crash", id="daemons, crashed"),
+        pytest.param({"do": "daemons", "count": 3, "bare": True}, 3, "retire", id="daemons, retired"),
+        pytest.param({"do": "multiply", "generations": 5}, 63, "kill", id="fork bomb, killed"),
+        pytest.param({"do": "multiply", "generations": 5}, 63, "crash", id="fork bomb, crashed"),
+    ],
+)
+def test_no_process_outlives_its_worker_wherever_it_went(
+    opened: Opener, register: Path, deed: dict[str, object], count: int, end: str
+) -> None:
+    """Other sessions, other parents, an empty environment, while others multiply: all are gone when the worker is."""
+    one = opened()
+    worker, bystander = start_ready(one), start_ready(one)
+    then = {"kill": "sleep", "crash": "crash", "retire": "return"}[end]
+    give(one, worker, {**deed, "register": str(register), "then": then, "expected": count})
+    if end == "kill":
+        poll_until(one, lambda: len(signed(register)) == count)
+        one.kill(worker, OURS)
+    else:
+        poll_to_the_end(one, worker)
+    if end == "retire":
+        one.release(worker)
+        poll_until(one, lambda: len(signed(register)) == count)
+        assert all(is_alive(*who) for who in signed(register))
+        one.retire(worker)
+    poll_until(one, lambda: not one.dying)
+    assert len(signed(register)) == count
+    assert [who for who in signed(register) if is_alive(*who)] == []
+    assert failures(do(one, bystander, written("a"), unit=2)) == [None]
+
+
+@pytest.fixture
+def freezer() -> Iterator[Callable[[Worker, bool], None]]:
+    """Makes a process hang in the kernel, where no signal reaches it, or lets it go again."""
+    group = Path("/sys/fs/cgroup/freezer") / f"nightmill-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group of the first version can be made to hang a process in the kernel: {error}")
+
+    def freeze(worker: Worker, frozen: bool) -> None:
+        (group / "cgroup.procs").write_text(str(worker.process.pid))
+        (group / "freezer.state").write_text("FROZEN" if frozen else "THAWED")
+
+    yield freeze
+    (group / "freezer.state").write_text("THAWED")
+    group.rmdir()
+
+
+def test_a_worker_that_hangs_in_the_kernel_holds_nobody(
+    opened: Opener, freezer: Callable[[Worker, bool], None]
+) -> None:
+    """It is killed, and does not die: its unit is lost when it is gone and not before, and others get on meanwhile."""
+    one = opened()
+    worker, bystander = start_ready(one), start_ready(one)
+    give(one, worker, {"do": "sleep"}, written("b"), promised_bytes=1 << 40)
+    poll_until(one, (worker.outbox / "began").exists)
+    freezer(worker, True)
+    try:
+        assert one.stop(worker, TOO_MUCH) == []
+        assert worker.gone
+        assert one.dying == (worker,)
+        assert worker not in one.workers
+        assert failures(do(one, bystander, written("a"), unit=2)) == [None]
+        assert is_alive(worker.process.pid, worker.watched.started)
+    finally:
+        freezer(worker, False)
+    end = lost(poll_to_the_end(one, worker))
+    assert (end.blamed, end.untouched, end.failure) == (0, (1,), TOO_MUCH)
+    assert one.dying == ()
+
+
+# --- whole runs ---
+
+BAD = {
+    "segv": Reason.CRASHED,
+    "exit": Reason.CRASHED,
+    "shout and die": Reason.CRASHED,
+    "half a word": Reason.CRASHED,
+    "devour": Reason.OUT_OF_MEMORY,
+    "link": Reason.PROTOCOL,
+    "half a gigabyte": Reason.PROTOCOL,
+    "somebody else": Reason.PROTOCOL,
+}
+GOOD = 8
+
+
+def settings_of(place: Path) -> Settings:
+    (place / "home").mkdir()
+    for number in range(GOOD):
+        (place / "home" / f"good {number}.txt").write_text(f"The avocet number {number}.")
+    made = load_settings(
+        {"NIGHTMILL_DATA_DIR": str(place / "var"), "NIGHTMILL_EMBEDDER": "none", "NIGHTMILL_MEMORY_LIMIT": "600MB"},
+        dotenv=None,
+    )
+    with open_own_ledger(made) as ledger:
+        ledger.add_user(UserId("ann"), [f"folder:{place / 'home'}"])
+    return made
+
+
+def test_bad_files_cost_themselves_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is tried again alone, then set aside for the reason that it gave; the ledger says what it did; all others
+    are indexed; no process is left."""
+    settings = settings_of(tmp_path)
+    for deed in BAD:
+        (tmp_path / "home" / f"{deed}.txt").write_text(f"DO {deed}\n")
+    monkeypatch.setattr("engine.coordinator.Supervisor", partial(Supervisor, package="tests.saboteurs.bad_files"))
+    report = run(settings, None, kind="init", lane=Lane.BULK, orders=Orders(), reporter=SilentReporter())
+    assert (report.exit_code, report.counts.indexed, report.counts.pending) == (3, GOOD, 0)
+    assert os.listdir(settings.data_dir / "spool") == []
+    with open_own_ledger(settings) as ledger:
+        items = ledger.failures()
+        assert {item.path.removesuffix(".txt"): item.reason for item in items} == BAD
+        for item in items:
+            attempts = ledger.attempts(item.id)
+            assert item.state is ItemState.QUARANTINED
+            assert 2 <= len(attempts) <= 3
+            assert {attempt.failure.reason for attempt in attempts if attempt.failure} == {item.reason}
+            signals = {attempt.failure.signal for attempt in attempts if attempt.failure}
+            assert signals == ({11} if item.path == "segv.txt" else {0})
+    stop_scheduler(settings.data_dir)
+
+
+def test_stages_that_cannot_be_loaded_end_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a start for each file: the cause is said, exit code 4, and every file waits for the next run."""
+    settings = settings_of(tmp_path)
+    numbers: list[int] = []
+
+    class Counted(Supervisor):
+        """Counts starts."""
+
+        def start(self, stage: Stage, options: object) -> Worker:
+            worker = super().start(stage, options)  # type: ignore[arg-type]
+            numbers.append(worker.number)
+            return worker
+
+    monkeypatch.setattr("engine.coordinator.Supervisor", partial(Counted, package="tests.saboteurs.no_start"))
+    with pytest.raises(CannotRunError, match=r"stage extract .*libstages\.so\.7.*nightmill doctor") as caught:
+        run(settings, None, kind="init", lane=Lane.BULK, orders=Orders(), reporter=SilentReporter())
+    assert caught.value.exit_code == 4
+    assert len(numbers) <= 2 * supervisor.STARTS_IN_A_ROW
+    with open_own_ledger(settings) as ledger:
+        assert (ledger.counts().pending, ledger.counts().failed) == (GOOD, 0)
+    stop_scheduler(settings.data_dir)

@@ -1,0 +1,1 @@
+"""No stage loads: a library is missing."""
