@@ -22,6 +22,7 @@ import psutil
 _PR_SET_PDEATHSIG = 1
 #: How often a process without a pidfd, or a group, is looked at, in seconds. SIGKILL takes a few milliseconds.
 _LOOK_SECONDS = 0.01
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _ON_LINUX = sys.platform.startswith("linux")
 #: Nothing can be opened now, in this process or on this machine. It passes, and says nothing of what was looked for.
 LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -204,6 +205,28 @@ def resident_bytes(pid: int) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error as error:
         raise ProcessLookupError(f"no process {pid}") from error
+
+
+def private_bytes(pid: int) -> int:
+    """Memory in RAM that is the process's own and would come back with its end, without what it maps of files or
+    shares with others. 0 for a zombie. Raises ProcessLookupError."""
+    if not _ON_LINUX:
+        return resident_bytes(pid)
+    try:
+        with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
+            fields = file.read().split()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise ProcessLookupError(f"no process {pid}") from error
+    return (int(fields[1]) - int(fields[2])) * _PAGE_BYTES
+
+
+def children(pid: int) -> list[int]:
+    """The processes that the main thread of this one has started and not waited for; none where that is not known."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb", buffering=0) as file:
+            return [int(child) for child in file.read().split()]
+    except OSError:
+        return []
 
 
 def _stat_fields(pid: int) -> list[str]:
