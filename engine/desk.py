@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ from engine import rendezvous
 from engine.errors import CannotRunError, SchedulerUnreachable
 from engine.model import LeaseId, UserId
 from engine.policy.tokens import Limits
-from engine.ports import Answer, Ask, DeskStats, Grant, Return
+from engine.ports import Answer, Ask, Claim, DeskStats, Grant, Return
 from engine.processes import Watched
 
 #: How long a coordinator tries to reach or start a scheduler. A start takes half a second, and up to ten more when
@@ -42,8 +42,11 @@ IDLE_SECONDS = 5.0
 _START_PAUSE_SECONDS = 2.0
 #: What talking to a scheduler that is not there, or that goes away, raises.
 _LOST = (OSError, EOFError, AuthenticationError)
-#: An exchange that says nothing: asks, returns, withdrawals, backlog.
-_NOTHING: tuple[Any, ...] = ([], [], [], {})
+#: What an exchange says of asks, returns and withdrawals once the greeting has told what stands: nothing.
+_NOTHING: tuple[Any, ...] = ([], [], [])
+
+#: What is taken for the answer of a scheduler that does not know us right after our greeting.
+_NO_ANSWER: tuple[Any, ...] = ((), {}, (), None, (), {}, 0)
 
 _Result = TypeVar("_Result")
 
@@ -59,7 +62,10 @@ class Desk:
         self._place = rendezvous.make_runtime_dir(self._data_dir)
         self._client_file = rendezvous.ClientFile(self._place)
         self._asks: dict[str, Ask] = {}
+        #: Each with the ask that it answered, which says what it is promised now.
         self._leases: dict[LeaseId, Ask] = {}
+        #: Who works on a lease, as far as that has been said.
+        self._claims: dict[LeaseId, Claim] = {}
         self._backlog: dict[UserId, int] = {}
         self._told: dict[UserId, Mapping[str, Any]] = {}
         self._proxy: rendezvous.DeskProxy | None = None
@@ -93,19 +99,20 @@ class Desk:
         asks: Sequence[Ask] = (),
         returns: Sequence[Return] = (),
         withdraw: Sequence[str] = (),
+        claims: Sequence[Claim] = (),
         backlog: Mapping[UserId, int] | None = None,
         explain: bool = True,
         patience_seconds: float = 0.0,
     ) -> Answer:
         """See ports.Desk. Raises SchedulerUnreachable after 30 s without a scheduler."""
-        answer = self._exchange(asks, returns, withdraw, backlog or {}, explain)
+        answer = self._exchange(asks, returns, withdraw, claims, backlog or {}, explain)
         if patience_seconds <= 0:
             return answer
-        until = time.monotonic() + patience_seconds
-        while not answer.grants and self._asks and (left := until - time.monotonic()) > 0:
+        until, denied = time.monotonic() + patience_seconds, answer.denied
+        while not (answer.grants or answer.stops) and self._asks and (left := until - time.monotonic()) > 0:
             self.wait_news(left)
-            answer = self._exchange((), (), (), {}, explain)
-        return answer
+            answer = self._exchange((), (), (), (), {}, explain)
+        return replace(answer, denied=denied)
 
     def wait_news(self, timeout_seconds: float) -> bool:
         """See ports.Desk."""
@@ -176,6 +183,7 @@ class Desk:
         asks: Sequence[Ask],
         returns: Sequence[Return],
         withdraw: Sequence[str],
+        claims: Sequence[Claim],
         backlog: Mapping[UserId, int],
         explain: bool,
     ) -> Answer:
@@ -184,6 +192,9 @@ class Desk:
                 self._hang_up()
             self._in_doubt = True
             ended = [given.lease_id for given in returns if self._leases.pop(given.lease_id, None) is not None]
+            for lease_id in ended:
+                self._claims.pop(lease_id, None)
+            claimed = [_as_claim_row(claim) for claim in claims if claim.lease_id in self._leases]
             for ask_id in withdraw:
                 self._asks.pop(ask_id, None)
             for ask in asks:
@@ -201,6 +212,7 @@ class Desk:
                 [_as_row(ask) for ask in asks],
                 [(given.lease_id, given.cost_seconds) for given in returns],
                 list(withdraw),
+                claimed,
                 {str(user): waiting for user, waiting in backlog.items()},
                 explain,
                 meanwhile=(lambda: self._client_file.note_leases({}, ended)) if ended else None,
@@ -208,17 +220,42 @@ class Desk:
             if answer is None:
                 # The scheduler does not know us: it is a new one, or gave us up. The greeting tells it all.
                 self._hang_up()
-                answer = self._call("exchange", session, *_NOTHING, explain) or ((), {}, (), None)
-            granted, waits, promoted, limits = answer
+                answer = self._call("exchange", session, *_NOTHING, claimed, {}, explain) or _NO_ANSWER
+            granted, waits, promoted, limits, denied, stops, room_bytes = answer
             if limits is not None:
                 self.limits = Limits(**limits)
             grants = self._take(granted)
+            self._keep_claims(claims, denied)
             self._in_doubt = False
             return Answer(
                 grants=grants,
                 waits=None if waits is None else {UserId(user): why for user, why in waits.items()},
                 promoted=frozenset(UserId(user) for user in promoted),
+                denied=frozenset(LeaseId(lease_id) for lease_id in denied),
+                stops={LeaseId(lease_id): why for lease_id, why in stops.items()},
+                room_bytes=room_bytes,
             )
+
+    def _keep_claims(self, claims: Sequence[Claim], denied: Sequence[str]) -> None:
+        """Note who works on what, and what is promised now: told to the next scheduler, and listed for one that we do
+        not come back to."""
+        changed: dict[str, Sequence[str | float]] = {}
+        for claim in claims:
+            ask = self._leases.get(claim.lease_id)
+            if ask is None:
+                # It ended, or was found not to be counted.
+                continue
+            if claim.lease_id in denied:
+                claim = replace(claim, memory_bytes=ask.memory_bytes)
+            self._claims[claim.lease_id] = claim
+            if claim.memory_bytes != ask.memory_bytes:
+                ask = self._leases[claim.lease_id] = replace(ask, memory_bytes=claim.memory_bytes)
+                changed[claim.lease_id] = _as_row(ask)
+        if changed:
+            # On a full disk the list keeps the old number, which counts only for one who is stopped while the
+            # scheduler is killed; the worker's memory is seen by then whatever is listed.
+            with suppress(CannotRunError):
+                self._client_file.note_leases(changed, ())
 
     def _take(self, granted: Sequence[tuple[str, str]]) -> tuple[Grant, ...]:
         """Note what is held from now on. Raises CannotRunError when that cannot be written; the next exchange greets.
@@ -292,6 +329,7 @@ class Desk:
             {
                 "asks": [_as_row(ask) for ask in self._asks.values()],
                 "leases": [(lease_id, _as_row(ask)) for lease_id, ask in self._leases.items()],
+                "claims": [_as_claim_row(claim) for claim in self._claims.values()],
                 "limits": asdict(self._own_limits),
                 "backlog": {str(user): waiting for user, waiting in self._backlog.items()},
                 "told": {str(user): status for user, status in self._told.items()},
@@ -309,6 +347,7 @@ class Desk:
         for lease_id in greeting["void"]:
             # Not counted: told to a third scheduler, it would be.
             self._leases.pop(LeaseId(lease_id), None)
+            self._claims.pop(LeaseId(lease_id), None)
         if greeting["void"]:
             self._client_file.note_leases({}, greeting["void"])
         self.limits = Limits(**greeting["limits"])
@@ -392,8 +431,11 @@ class _Refused(CannotRunError):  # noqa: N818
 
 
 def _less_the_greeting(method: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What is left to say once the greeting has told what stands: an ask that is told twice would be granted twice."""
-    return (arguments[0], *_NOTHING, arguments[-1]) if method == "exchange" else arguments
+    """What is left to say once the greeting has told what stands: an ask that is told twice would be granted twice.
+
+    Claims are said again: the greeting tells of those that were met, and one is the same when it is said twice.
+    """
+    return (arguments[0], *_NOTHING, arguments[4], {}, arguments[-1]) if method == "exchange" else arguments
 
 
 def _as_row(ask: Ask) -> tuple[str, str, str, str, float, int, float]:
@@ -406,6 +448,10 @@ def _as_row(ask: Ask) -> tuple[str, str, str, str, float, int, float]:
         ask.memory_bytes,
         ask.weight,
     )
+
+
+def _as_claim_row(claim: Claim) -> tuple[str, int, float, int]:
+    return (str(claim.lease_id), claim.pid, claim.started, claim.memory_bytes)
 
 
 def open_desk(

@@ -1,8 +1,8 @@
 """Measure what this machine gives us: memory, cores, room on the disk, and what others take of it.
 
 Rule: measures and never decides. Limits of containers (cgroup v1 and v2) count wherever they stand on the way up,
-because the machine's own numbers are not ours inside one. Only a `LoadMeter` remembers anything: what it counted at the
-look before.
+because the machine's own numbers are not ours inside one. Only a `LoadMeter` and a `MemoryMeter` remember anything:
+what they counted, or where they looked, before.
 """
 
 from __future__ import annotations
@@ -16,16 +16,25 @@ from pathlib import Path
 
 import psutil
 
+from engine.policy.pressure import Ceiling
 from engine.policy.scaling import Load
-from engine.processes import CpuUse, cpu_use
+from engine.processes import CpuUse, children, cpu_use, private_bytes
 
+_PROC = Path("/proc")
 _CGROUPS = Path("/proc/self/cgroup")
 _MOUNT = Path("/sys/fs/cgroup")
 _STAT = Path("/proc/stat")
 _PRESSURE = Path("/proc/pressure/memory")
+_MEMINFO = Path("/proc/meminfo")
 #: Left to the rest of the machine when nothing else limits us: a tenth, and never less than the system and its
 #: services need on a small server.
 _RESERVE_SHARE, _RESERVE_BYTES = 0.10, 256 * 1024**2
+#: Limits are looked for anew so often: operators change them by hand, and looking costs more than reading what is used.
+_LOOK_FOR_LIMITS_SECONDS = 1.0
+#: A tree of processes is followed so far down: `tesseract` is one, and whatever forks without end is for the caps of
+#: its group to catch.
+_MOST_HELPERS = 64
+_OF_MACHINE = "physical memory less a reserve"
 #: cgroup v1 writes "no limit" as the largest page-aligned 64-bit number.
 _V1_UNLIMITED = 2**62
 #: Cores are counted no more often than this: processor time comes in ticks of 10 ms, and differences over less than a
@@ -59,8 +68,7 @@ def memory_limit(setting_bytes: int | None) -> tuple[int, str]:
     if found is not None:
         limit, version, group = found
         return limit, f"cgroup v{version} {group}"
-    reserve = max(int(physical * _RESERVE_SHARE), _RESERVE_BYTES)
-    return max(physical - reserve, physical // 2), "physical memory less a reserve"
+    return _less_reserve(physical), _OF_MACHINE
 
 
 def read_memory() -> Reading:
@@ -77,6 +85,61 @@ def cpu_limit() -> int:
             # Rounded up: 1.5 cores keep two workers busy three quarters of the time, one would waste a third.
             cores = min(cores, math.ceil(quota))
     return max(1, cores)
+
+
+class MemoryMeter:
+    """What is used under every ceiling that binds us: the limit that is in force, against what our own processes hold;
+    each limited group that one of them is in, and all groups above it; and the machine less its reserve.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[Path, tuple[int, int]] = {}
+        self._looked_at: float | None = None
+        self._looked_for: frozenset[int] = frozenset()
+
+    def read(self, now_seconds: float, limit_bytes: int, held_bytes: int, leaders: Collection[int]) -> list[Ceiling]:
+        """One reading, the limit in force first.
+
+        held_bytes  what our processes hold together
+        leaders     a process id for each set of processes that stays in one group: a coordinator's workers are where
+                    it is
+        """
+        wanted = frozenset(leaders)
+        if (
+            self._looked_at is None
+            or now_seconds - self._looked_at >= _LOOK_FOR_LIMITS_SECONDS
+            or wanted != self._looked_for
+        ):
+            self._looked_at, self._looked_for = now_seconds, wanted
+            self._groups = _limited_groups(wanted)
+        found = []
+        for group, (limit, version) in self._groups.items():
+            used = _group_usage(group, version)
+            if used is not None:
+                found.append(Ceiling(limit_bytes=limit, used_bytes=used, source=f"cgroup v{version} {group}"))
+        total, available = _machine_memory()
+        found.append(Ceiling(limit_bytes=_less_reserve(total), used_bytes=total - available, source=_OF_MACHINE))
+        # A limit that no group and no machine sets was set by somebody.
+        source = next((one.source for one in found if one.limit_bytes == limit_bytes), "NIGHTMILL_MEMORY_LIMIT")
+        return [Ceiling(limit_bytes=limit_bytes, used_bytes=held_bytes, source=source), *found]
+
+
+def held_bytes(pid: int) -> int:
+    """What would come back with the end of this process and of the helpers that it has started, in bytes.
+
+    Raises ProcessLookupError when it has ended.
+    """
+    total, known, following = private_bytes(pid), {pid}, children(pid)
+    while following and len(known) <= _MOST_HELPERS:
+        helper = following.pop()
+        if helper not in known:
+            known.add(helper)
+            following += children(helper)
+            try:
+                total += private_bytes(helper)
+            except ProcessLookupError:
+                continue
+    return total
 
 
 class LoadMeter:
@@ -97,8 +160,8 @@ class LoadMeter:
         #: By ceiling: processor seconds, at most 0, that became ours later than they were counted.
         self._credit: dict[Hashable, float] = {}
 
-    def look(self, now_seconds: float, pids: Collection[int]) -> Load:
-        """One look. pids: our own processes, whether they still live or not.
+    def look(self, now_seconds: float, pids: Collection[int], memory_used_share: float | None = None) -> Load:
+        """One look. pids: our own processes, whether they still live or not. The share is whoever reads memory's.
 
         The cores are None at the first look and less than a second after the last one that had them.
         """
@@ -108,7 +171,7 @@ class LoadMeter:
             now_seconds=now_seconds,
             cores=None if cores is None else cores[0],
             foreign_cores=None if cores is None else cores[1],
-            memory_used_share=_memory_of(found).used_share,
+            memory_used_share=memory_used_share,
             memory_pressure=_pressure_of(found),
         )
 
@@ -230,6 +293,34 @@ def _cpu_usage(group: Path, version: int) -> float | None:
     return None
 
 
+def _less_reserve(physical: int) -> int:
+    reserve = max(int(physical * _RESERVE_SHARE), _RESERVE_BYTES)
+    return max(physical - reserve, physical // 2)
+
+
+def _machine_memory() -> tuple[int, int]:
+    """(bytes that the machine has, bytes that are available). psutil says the same in five times the time."""
+    try:
+        with open(_MEMINFO, "rb", buffering=0) as file:
+            fields = dict(line.split(b":") for line in file.read(4096).splitlines() if line.startswith(b"Mem"))
+        return int(fields[b"MemTotal"].split()[0]) * 1024, int(fields[b"MemAvailable"].split()[0]) * 1024
+    except (OSError, LookupError, ValueError):
+        machine = psutil.virtual_memory()
+        return int(machine.total), int(machine.available)
+
+
+def _limited_groups(pids: Collection[int]) -> dict[Path, tuple[int, int]]:
+    """The groups with a memory limit that these processes are in, and those above them: (limit in bytes, version)."""
+    physical, _ = _machine_memory()
+    found: dict[Path, tuple[int, int]] = {}
+    for pid in pids:
+        for version, group in _groups("memory", _PROC / str(pid) / "cgroup", _MOUNT):
+            limit = _group_limit(group, version) if group not in found else None
+            if limit is not None and limit < min(physical, _V1_UNLIMITED):
+                found[group] = limit, version
+    return found
+
+
 def _memory_of(found: tuple[int, int, Path] | None) -> Reading:
     """What the narrowest group says, else the machine."""
     machine = psutil.virtual_memory()
@@ -255,7 +346,7 @@ def _narrowest_memory_group(cgroups: Path, mount: Path, physical: int) -> tuple[
     """(limit in bytes, cgroup version, folder) of the smallest memory limit on the way up; None: there is none."""
     best: tuple[int, int, Path] | None = None
     for version, group in _groups("memory", cgroups, mount):
-        limit = _read_number(group / ("memory.max" if version == 2 else "memory.limit_in_bytes"))
+        limit = _group_limit(group, version)
         if limit is None or limit >= min(physical, _V1_UNLIMITED):
             continue
         if best is None or limit < best[0]:
@@ -289,6 +380,10 @@ def _groups(controller: str, cgroups: Path, mount: Path) -> list[tuple[int, Path
             group = root
         found += [(version, folder) for folder in (group, *group.parents) if folder.is_relative_to(root)]
     return found
+
+
+def _group_limit(group: Path, version: int) -> int | None:
+    return _read_number(group / ("memory.max" if version == 2 else "memory.limit_in_bytes"))
 
 
 def _group_usage(group: Path, version: int) -> int | None:

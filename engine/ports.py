@@ -124,18 +124,41 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """This process works on the lease, and is to be promised so much memory.
+
+    pid, started   of the worker, which leads its own process group and is noted (Desk.note_worker); `started` is
+                   processes.start_time(pid)
+    memory_bytes   in all, what the process holds already included. The first claim of a lease places it and says what
+                   its ask said; a later, larger one asks for growth, a smaller one shrinks the promise
+    """
+
+    lease_id: LeaseId
+    pid: int
+    started: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What the desk says in one round trip.
 
-    grants     newly granted asks
-    waits      for each user of this session that still waits, why: "user_cap", "total_cap", "cpu_cap", "memory",
-               "reserved", "turn", "recovering"; None: it was not asked
-    promoted   users of this session for whom somebody waits elsewhere: do them first
+    grants      newly granted asks
+    waits       for each user of this session that still waits, why: "user_cap", "total_cap", "cpu_cap", "memory",
+                "reserved", "turn", "recovering"; None: it was not asked
+    promoted    users of this session for whom somebody waits elsewhere: do them first
+    denied      leases whose claim could not be met: what was promised before still is, and no more
+    stops       leases whose worker is to be ended now because memory runs out, and why, in words for people. Said in
+                every answer until the lease ends; after a second the scheduler ends the worker's group itself
+    room_bytes  memory that is neither promised nor taken, as of now; 0 where nothing may start
     """
 
     grants: tuple[Grant, ...] = ()
     waits: Mapping[UserId, str] | None = None
     promoted: frozenset[UserId] = frozenset()
+    denied: frozenset[LeaseId] = frozenset()
+    stops: Mapping[LeaseId, str] = field(default_factory=dict)
+    room_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +168,11 @@ class DeskStats:
     user_workers       tokens out, by user
     waiting            asks that stand, by user
     reasons            why users wait (the words of Answer.waits) -> how many do
+    memory_reserved    bytes promised to leases, of memory_limit_bytes
+    memory_used        bytes in use under the limit that leaves least, which comes from memory_source
+    memory_taken       those of them that are not in use by workers that work on a lease
+    memory_closed      so much is in use that nothing new starts
+    memory_stopped     leases stopped since the scheduler began, because memory ran out
     backlog            items that are to be worked on, by user, as far as coordinators have said
     cpu_target         bulk CPU tokens that may be out now: scaled between 1 and cpu_limit
     scaled_by          what keeps the target below the limit: "load", "memory" or ""
@@ -160,6 +188,11 @@ class DeskStats:
     sessions: int
     memory_reserved_bytes: int = 0
     memory_limit_bytes: int = 0
+    memory_used_bytes: int = 0
+    memory_taken_bytes: int = 0
+    memory_source: str = ""
+    memory_closed: bool = False
+    memory_stopped: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
     backlog: Mapping[UserId, int] = field(default_factory=dict)
     cpu_limit: int = 0
@@ -178,7 +211,7 @@ class Desk(Protocol):
 
     @property
     def bell_fd(self) -> int:
-        """Readable when there is news: grants, or a promotion. `exchange` takes it off."""
+        """Readable when there is news: grants, a promotion, or leases to stop. `exchange` takes it off."""
         ...
 
     def exchange(
@@ -187,12 +220,16 @@ class Desk(Protocol):
         asks: Sequence[Ask] = (),
         returns: Sequence[Return] = (),
         withdraw: Sequence[str] = (),
+        claims: Sequence[Claim] = (),
         backlog: Mapping[UserId, int] | None = None,
         explain: bool = True,
         patience_seconds: float = 0.0,
     ) -> Answer:
         """One round trip: give back, ask, and hear; it never waits at the desk.
 
+        claims     which process works on a lease, and how much memory it is to be promised: as soon as a lease has its
+                   worker (until then nobody knows whose memory that is), and when a promise is to change. Met or denied
+                   at once, before `asks` get anything; of leases that are not out they are passed over
         backlog    items of a user that are to be worked on, where that has changed; 0: none are left
         explain    say why users wait (`Answer.waits`): some microseconds for each
         patience   wait here so long for a grant, and ask again when the bell rings

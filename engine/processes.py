@@ -26,6 +26,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _LOOK_SECONDS = 0.01
 #: Between two looks at a family that is being ended: what it cost is a part of what losing a worker costs.
 _FAMILY_LOOK_SECONDS = 0.003
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _ON_LINUX = sys.platform.startswith("linux")
 #: Nothing can be opened now, in this process or on this machine. It passes, and says nothing of what was looked for.
 LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -373,6 +374,28 @@ def _marked(table: Mapping[int, _Process], started: float, mark: bytes) -> list[
         except OSError:
             continue
     return found
+
+
+def private_bytes(pid: int) -> int:
+    """Memory in RAM that is the process's own and would come back with its end, without what it maps of files or
+    shares with others. 0 for a zombie. Raises ProcessLookupError."""
+    if not _ON_LINUX:
+        return resident_bytes(pid)
+    try:
+        with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
+            fields = file.read().split()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise ProcessLookupError(f"no process {pid}") from error
+    return (int(fields[1]) - int(fields[2])) * _PAGE_BYTES
+
+
+def children(pid: int) -> list[int]:
+    """The processes that the main thread of this one has started and not waited for; none where that is not known."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb", buffering=0) as file:
+            return [int(child) for child in file.read().split()]
+    except OSError:
+        return []
 
 
 def _stat_fields(pid: int) -> list[str]:

@@ -41,7 +41,7 @@ from engine.errors import CannotRunError
 from engine.processes import is_alive, start_time
 
 #: Raised whenever a message changes its shape. Both sides must say the same.
-PROTOCOL = 2
+PROTOCOL = 3
 #: sun_path holds 107 bytes and its end (unix(7)); some are kept for systems with 104.
 LONGEST_SOCKET_PATH = 100
 KEY_BYTES = 32

@@ -6,6 +6,7 @@ coordinators, which re-register, and from their client files, whose workers are 
 
     lock --> recover --> key, socket --> accepter: a thread for each caller --> ServedDesk
                                      --> watcher: pidfds of coordinators, overdue ones, load, idleness
+                                     --> guard: memory (guarding.py)
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from multiprocess.managers import BaseManager, Server
 
 from engine import guards, rendezvous
 from engine.errors import CannotRunError, NightmillError
+from engine.guarding import MemoryWatch
 from engine.policy.scaling import Scale
 from engine.policy.tokens import Limits
 from engine.processes import LACKING
@@ -216,7 +218,8 @@ class Watcher:
         if self._scale is None:
             return
         self._scale.set_budget(self._desk.limits.cpu_limit)
-        self._scale.observe(self._meter.look(now, self._desk.our_processes()))
+        share = self._desk.memory_used_share()
+        self._scale.observe(self._meter.look(now, self._desk.our_processes(), share))
         self._desk.scale(self._scale.target, self._scale.why)
 
 
@@ -247,10 +250,14 @@ def run_scheduler(data_dir: Path, limits: Limits, *, idle_seconds: float, scalin
     watcher = Watcher(desk, scaling=scaling)
     signal.signal(signal.SIGTERM, lambda *_: watcher.stop())
     signal.signal(signal.SIGINT, lambda *_: watcher.stop())
+    # Before the first caller it knows how much memory there is.
+    guard = MemoryWatch(place, desk.memory_view, desk.note_memory, watcher.stop)
+    desk.wake_guard = guard.wake
     server.serve(desk, watcher.stopping)
     try:
         watcher.watch(idle_seconds)
     finally:
+        guard.stop()
         if not _is_still_there(place / "scheduler.lock", lock):
             # The folder was removed, and perhaps made anew: the socket that lies there is another scheduler's.
             server.keep_address()

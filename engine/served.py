@@ -5,6 +5,7 @@ what happened, puts what the book grants into the sessions' trays and rings thei
 
     coordinators --greet, exchange, promote, tell, leave--> ServedDesk --> Book
     the process's watcher (scheduler.py) --end_dead, end_recovery, scale-+
+    its guard of memory (guarding.py) ------memory_view, note_memory-----+
 
 A lease belongs to the process that its session names. When that ends, its workers are killed and waited for, and only
 then its leases end. After a scheduler was killed nothing is granted until every coordinator of the one before has come
@@ -30,10 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from engine import rendezvous
+from engine.guarding import Guard, Placed, Sight, View
 from engine.model import Lane, LeaseId, TokenKind, UserId
 from engine.policy.book import Book, check_ask, is_number
 from engine.policy.tokens import Limits
-from engine.ports import Ask
+from engine.ports import Ask, Claim
 from engine.processes import LACKING, Watched, kill_group, start_time
 
 _log = logging.getLogger(__name__)
@@ -48,8 +50,18 @@ _RATE_LOOKS = 10
 #: What a product tells of a user is shown, not stored: a line or two.
 _LONGEST_STATUS = 2000
 
-#: A message of a coordinator, as it comes over the wire.
+#: Messages of a coordinator, as they come over the wire, and what an exchange is answered with.
 AskRow = tuple[Any, ...]
+ClaimRow = tuple[Any, ...]
+ExchangeAnswer = tuple[
+    list[tuple[str, str]],
+    dict[str, str] | None,
+    list[str],
+    dict[str, int] | None,
+    list[str],
+    dict[str, str],
+    int,
+]
 
 
 @dataclass(slots=True)
@@ -89,6 +101,7 @@ class ServedDesk:
         self._clock = clock
         self._own_limits = limits if keeps_limits else None
         self._book = Book(limits, epoch=secrets.token_hex(4))
+        self._guard = Guard(self._book)
         self._lock = threading.Lock()
         self._sessions: dict[str, _Session] = {}
         self._awaited: dict[str, Path] = {}
@@ -100,8 +113,9 @@ class ServedDesk:
         self._granted = 0
         self._rate: deque[tuple[float, int]] = deque(maxlen=_RATE_LOOKS)
         self._asked_at: dict[tuple[str, str], float] = {}
-        #: Called when the watcher should look again; and to end the process. Set by the process.
+        #: Called when the watcher should look again; when something was lent; to end the process. Set by the process.
         self.wake: Callable[[], None] = lambda: None
+        self.wake_guard: Callable[[], None] = lambda: None
         self.end_process: Callable[[], None] = lambda: None
         #: Who calls, by thread; the server fills it in from SO_PEERCRED.
         self.caller = threading.local()
@@ -111,8 +125,9 @@ class ServedDesk:
     def greet(self, protocol: int, session: str, introduction: Mapping[str, Any]) -> dict[str, Any]:
         """A coordinator introduces itself, or comes back, with all that it has here.
 
-        introduction: `asks` that stand, `leases` held as (lease_id, ask row), `limits` that it was set, `backlog` and
-        `told` (see `exchange` and `tell`), and the number of this `visit`, greater than that of the one before.
+        introduction: `asks` that stand, `leases` held as (lease_id, ask row), who works on them (`claims`, see
+        `exchange`), `limits` that it was set, `backlog` and `told` (see `exchange` and `tell`), and the number of this
+        `visit`, greater than that of the one before.
         Answers with `scheduler` (pid, start time), `limits` in force and `void`: the leases that are not counted. A
         refusal is {"refused": why}. Raises OSError (processes.LACKING) when the scheduler can open nothing now.
         """
@@ -125,6 +140,7 @@ class ServedDesk:
         try:
             wished = [_ask_from(row) for row in introduction["asks"]]
             held = [(LeaseId(str(lease_id)), _ask_from(row)) for lease_id, row in introduction["leases"]]
+            claims = [_claim_from(row) for row in introduction["claims"]]
             limits = Limits(**introduction["limits"])
             backlog = _backlog_from(introduction["backlog"])
             told = {str(user): _status_from(status) for user, status in introduction["told"].items()}
@@ -154,6 +170,7 @@ class ServedDesk:
             known.visit, known.greeted_in = visit, threading.get_ident()
             self._set_limits()
             void = self._take_up(session, held, wished, may_adopt=may_adopt)
+            self._claim(known, claims)
             self._awaited.pop(session, None)
             self._grant(but=None)
             known.told_limits = self._book.limits
@@ -167,20 +184,27 @@ class ServedDesk:
         asks: list[AskRow],
         returns: list[tuple[str, float]],
         withdraw: list[str],
+        claims: list[ClaimRow],
         backlog: Mapping[str, int],
         explain: bool,
-    ) -> tuple[list[tuple[str, str]], dict[str, str] | None, list[str], dict[str, int] | None] | None:
-        """Returns, withdrawals, asks, in this order, in one transaction: (grants, waits, promoted, limits).
+    ) -> ExchangeAnswer | None:
+        """Returns, withdrawals, claims, asks, in this order, in one transaction.
 
-        backlog: items of a user that are to be worked on, where that has changed; 0: none are left. waits: None unless
-        `explain`. limits: None while they are as last told. The whole answer is None when the session is unknown
-        (greet again). Garbage raises ValueError before anything has changed.
+        claims: (lease, pid, start time, bytes): that process works on the lease and is to be promised so much; of
+        leases that are not out they are passed over. backlog: items of a user that are to be worked on, where that has
+        changed; 0: none are left.
+
+        Answers with (grants, waits, promoted, limits, denied, stops, room): waits None unless `explain`; limits None
+        while they are as last told; denied the leases whose claim was not met; stops those that must end now, and why;
+        room the bytes that are free. The whole answer is None when the session is unknown (greet again). Garbage
+        raises ValueError before anything has changed.
         """
         wished = [_ask_from(row) for row in asks]
         given = [(LeaseId(str(lease_id)), cost) for lease_id, cost in returns]
         if not all(is_number(cost) and cost >= 0 for _, cost in given):
             raise ValueError("malformed return")
         gone = [str(ask_id) for ask_id in withdraw]
+        claimed = [_claim_from(row) for row in claims]
         counts = _backlog_from(backlog)
         with self._lock:
             borrower = self._session_of_caller(session)
@@ -192,6 +216,7 @@ class ServedDesk:
                 if not self._book.withdraw(session, ask_id):
                     self._take_back(borrower, ask_id)
                 self._asked_at.pop((session, ask_id), None)
+            denied = self._claim(borrower, claimed)
             for ask in wished:
                 self._book.ask(session, ask)
             for user, waiting in counts.items():
@@ -201,7 +226,7 @@ class ServedDesk:
                     borrower.backlog.pop(user, None)
             if _log.isEnabledFor(logging.DEBUG):
                 self._asked_at.update(((session, ask.ask_id), self._clock()) for ask in wished)
-            if given or gone or wished:
+            if given or gone or wished or claimed:
                 self._grant(but=borrower)
             if _log.isEnabledFor(logging.DEBUG):
                 self._log_waits(session, wished)
@@ -211,6 +236,9 @@ class ServedDesk:
                 self._waits(session) if explain else None,
                 list(self._book.promoted(session)),
                 self._limits_for(borrower),
+                denied,
+                self._guard.stops_of(session),
+                0 if self._awaited or self._book.memory.closed else max(0, self._book.memory.free_bytes),
             )
 
     def promote(self, user: str) -> bool:
@@ -240,7 +268,7 @@ class ServedDesk:
     def statistics(self) -> dict[str, Any]:
         """The counters now, as the fields of ports.DeskStats."""
         with self._lock:
-            tokens, memory, limits = self._book.tokens, self._book.memory, self._book.limits
+            tokens, limits = self._book.tokens, self._book.limits
             reasons: Counter[str] = Counter()
             backlog: Counter[str] = Counter()
             statuses: dict[str, dict[str, Any]] = {}
@@ -257,8 +285,7 @@ class ServedDesk:
                 "reasons": dict(reasons),
                 "backlog": dict(backlog),
                 "sessions": len(self._sessions),
-                "memory_reserved_bytes": memory.promised_bytes,
-                "memory_limit_bytes": limits.memory_limit_bytes,
+                **self._guard.statistics(),
                 "cpu_limit": limits.cpu_limit,
                 "cpu_target": tokens.cpu_target,
                 "scaled_by": self._scaled_by,
@@ -389,6 +416,27 @@ class ServedDesk:
                 _log.info("bulk work may use %s of %s cores now%s", now, self.limits.cpu_limit, why and f": {why}")
                 self._grant(but=None)
 
+    def memory_view(self) -> View:
+        """What the guard has to know before it looks at the machine."""
+        with self._lock:
+            here = {borrower.name: borrower.client.pid for borrower in self._sessions.values()}
+            return self._guard.view(here)
+
+    def note_memory(self, view: View, sight: Sight) -> Placed | None:
+        """What the guard saw counts from now on. Answers with a worker that has to be ended by force."""
+        with self._lock:
+            stopped, overdue = self._guard.note(self._clock(), view, sight)
+            borrower = self._sessions.get(stopped.session) if stopped is not None else None
+            if borrower is not None:
+                rendezvous.ring(borrower.bell)
+            self._grant(but=None)
+            return overdue
+
+    def memory_used_share(self) -> float | None:
+        """What is used of the memory that may be, 0 to 1, as the guard last saw it."""
+        with self._lock:
+            return self._guard.used_share()
+
     @property
     def limits(self) -> Limits:
         """The limits in force."""
@@ -444,6 +492,10 @@ class ServedDesk:
         for ask in wished:
             self._book.ask(session, ask)
         return void
+
+    def _claim(self, borrower: _Session, claims: list[Claim]) -> list[str]:
+        """Answers with the leases that were not promised so much."""
+        return [str(claim.lease_id) for claim in claims if not self._guard.claim(borrower.name, claim)]
 
     def _take_back(self, borrower: _Session, ask_id: str) -> None:
         """An ask is withdrawn whose grant has not been collected yet: the lease ends unused."""
@@ -528,6 +580,8 @@ class ServedDesk:
             return
         granted = self._book.grants()
         self._granted += len(granted)
+        if granted:
+            self.wake_guard()
         for grant in granted:
             borrower = self._sessions[grant.session]
             if not borrower.tray and borrower is not but:
@@ -574,6 +628,14 @@ def _ask_from(row: AskRow) -> Ask:
     )
     check_ask(ask)
     return ask
+
+
+def _claim_from(row: ClaimRow) -> Claim:
+    """Raises ValueError or TypeError for anything that is no sound claim."""
+    lease_id, pid, started, memory_bytes = row
+    if not (type(pid) is int and pid > 1 and is_number(started) and type(memory_bytes) is int and memory_bytes >= 0):
+        raise ValueError(f"malformed claim: {row!r:.200}")
+    return Claim(lease_id=LeaseId(str(lease_id)), pid=pid, started=float(started), memory_bytes=memory_bytes)
 
 
 def _backlog_from(rows: Mapping[str, int]) -> dict[str, int]:

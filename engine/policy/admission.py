@@ -4,16 +4,20 @@ Rule: memory decides only who is eligible, never whose turn it is. One reservati
 turn it is and whose unit does not fit. From then on others start only in what lies beyond it, so that it starts at the
 latest when those that ran at that moment are done (the rule of EASY backfilling: Lifka, 1995). Memory is kept for it,
 a token is not: where others have all tokens of its kind by then, the next that comes back is its own.
-Knows units only as sizes; never looks at the machine.
+Knows units only as sizes; never looks at the machine. What is in use there it is told (pressure.py).
+
+    limit = taken by others + what each lease holds + free        a lease holds its promise, or what it uses if more
 
 What is promised to a unit is its need rounded up by a sixteenth at most (`size_class`), so that the queue can keep
-units of one size in one heap; a unit beyond the whole budget is promised all of it, and so runs alone.
+units of one size in one heap; a unit beyond the whole budget is promised all of it, and so runs alone. A promise may
+grow while the unit runs, into what is free. While memory is closed nothing starts beside what is out.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from engine.model import Lane, LeaseId, TokenKind, UserId
 from engine.policy.fairness import AskKey
@@ -36,34 +40,61 @@ class Reservation:
     size: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loan:
+    """What one lease has of the memory. is_new: it began after the reservation was made."""
+
+    size: int
+    promise: int
+    used: int = 0
+    is_new: bool = False
+
+    @property
+    def held(self) -> int:
+        return max(self.promise, self.used)
+
+
 class Memory:
-    """The memory that leases have been promised, in bytes."""
+    """The memory that leases have been promised, in bytes, and what others have taken of it.
+
+    closed  so much is in use that nothing starts beside what is out, however small
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.promised_bytes = 0
+        self.taken_bytes = 0
+        self.closed = False
         self.reservation: Reservation | None = None
-        self._promises: dict[LeaseId, int] = {}
-        #: Leases that began after the reservation was made, and their sum.
-        self._newcomers: set[LeaseId] = set()
-        self._newcomers_bytes = 0
+        self._loans: dict[LeaseId, _Loan] = {}
+        #: Sums of what all leases hold, and of those that began after the reservation was made.
+        self._held_bytes = self._newcomers_bytes = 0
+
+    @property
+    def free_bytes(self) -> int:
+        """What is neither taken nor held. Below 0 when more is in use, or was promised, than may be now."""
+        return self.limit_bytes - self.taken_bytes - self._held_bytes
 
     def fits(self, size: int) -> bool:
         """There is memory for a unit of this size, if nobody else is to be thought of."""
-        return size == 0 or not self.promised_bytes or self.promised_bytes + self._promise(size) <= self.limit_bytes
+        if self.closed:
+            return size <= self._alone_in_closed()
+        return self.fits_when_open(size)
+
+    def fits_when_open(self, size: int) -> bool:
+        """It would start if memory were not closed. A unit that does not wants the reservation."""
+        return size == 0 or not self.promised_bytes or self._promise(size) <= self.free_bytes
 
     def room(self, lane: Lane) -> float:
-        """The largest size that may start now in this lane, the holder of the reservation aside.
+        """The largest size that may start now in this lane, the holder of the reservation aside; below 0: none at all.
 
         Interactive work does not wait for a bulk reservation.
         """
+        if self.closed:
+            return self._alone_in_closed()
         if not self.promised_bytes and not self._waits_for_holder(lane):
             return math.inf
-        free = self.limit_bytes - self.promised_bytes
-        if self._waits_for_holder(lane):
-            assert self.reservation is not None
-            free = min(free, self.limit_bytes - self._newcomers_bytes - self._promise(self.reservation.size))
-        return max(0, free)
+        return max(0, self._free_for(lane))
 
     def reserve(self, wanted: Reservation) -> None:
         """Keep what is freed for this ask, if nobody has the reservation (interactive takes it over from bulk)."""
@@ -79,22 +110,63 @@ class Memory:
 
     def lend(self, lease_id: LeaseId, size: int) -> None:
         """The unit starts."""
-        promise = self._promises[lease_id] = self._promise(size)
-        self.promised_bytes += promise
-        if self.reservation is not None:
-            self._newcomers.add(lease_id)
-            self._newcomers_bytes += promise
+        self._put(lease_id, _Loan(size=size, promise=self._promise(size), is_new=self.reservation is not None))
+
+    def claim(self, lease_id: LeaseId, size: int, lane: Lane) -> bool:
+        """Let a unit that runs count as of this size from now on. False, and no change, when it cannot grow so far.
+
+        What is free may be grown into, but for what is kept for the reservation by those that began after it. One that
+        is alone may have the whole budget unless memory is closed, as it would have had at its start.
+        """
+        loan = self._loans[lease_id]
+        grown = replace(loan, size=size, promise=self._promise(size))
+        if size > loan.size:
+            room = self._free_for(lane) if loan.is_new else self.free_bytes
+            is_alone = self.promised_bytes == loan.promise and not loan.is_new and not self.closed
+            if size > self.limit_bytes or (grown.held - loan.held > room and not is_alone):
+                return False
+        self._put(lease_id, grown)
+        return True
+
+    def note(self, taken_bytes: int, used_bytes: Mapping[LeaseId, int], closed: bool) -> None:
+        """A reading: what others have taken, what leases use (0: not known), and whether memory is closed."""
+        self.taken_bytes, self.closed = taken_bytes, closed
+        for lease_id, loan in list(self._loans.items()):
+            used = used_bytes.get(lease_id, 0)
+            if used != loan.used:
+                self._put(lease_id, replace(loan, used=used))
+
+    def promise_of(self, lease_id: LeaseId) -> int:
+        """What a lease was promised, in bytes. Raises KeyError when it is not out."""
+        return self._loans[lease_id].promise
 
     def end(self, lease_id: LeaseId) -> None:
         """The unit has ended."""
-        promise = self._promises.pop(lease_id)
-        self.promised_bytes -= promise
-        if lease_id in self._newcomers:
-            self._newcomers.discard(lease_id)
-            self._newcomers_bytes -= promise
+        self._put(lease_id, None)
+
+    def _put(self, lease_id: LeaseId, loan: _Loan | None) -> None:
+        for one, sign in ((self._loans.pop(lease_id, None), -1), (loan, +1)):
+            if one is not None:
+                self.promised_bytes += sign * one.promise
+                self._held_bytes += sign * one.held
+                self._newcomers_bytes += sign * one.held * one.is_new
+        if loan is not None:
+            self._loans[lease_id] = loan
 
     def _promise(self, size: int) -> int:
         return min(size, self.limit_bytes)
+
+    def _free_for(self, lane: Lane) -> int:
+        """What is free for a newcomer of this lane that is not the holder."""
+        if not self._waits_for_holder(lane):
+            return self.free_bytes
+        assert self.reservation is not None
+        kept = self._promise(self.reservation.size)
+        return min(self.free_bytes, self.limit_bytes - self.taken_bytes - self._newcomers_bytes - kept)
+
+    def _alone_in_closed(self) -> int:
+        # Whoever has the reservation is no exception: it is next as soon as its need is there.
+        return -1 if self._loans else max(0, self.free_bytes)
 
     def _waits_for_holder(self, lane: Lane) -> bool:
         held = self.reservation
@@ -102,5 +174,7 @@ class Memory:
 
     def _drop_reservation(self) -> None:
         self.reservation = None
-        self._newcomers.clear()
         self._newcomers_bytes = 0
+        for lease_id, loan in self._loans.items():
+            if loan.is_new:
+                self._loans[lease_id] = replace(loan, is_new=False)

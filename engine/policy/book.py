@@ -5,6 +5,7 @@ False, and changes nothing.
 
     ask / withdraw / promote ----> FairQueue (a lane's turns) --+
     give_back / end_session  ----> Tokens (caps), Memory -------+--> grants()
+    claim / note_memory      --------------------> Memory
 
 Interactive is served before bulk; within a lane, whoever holds the memory reservation as soon as its unit fits, then
 the earliest turn that tokens and memory allow. A user that holds all the tokens it may hold is parked in both lanes.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engine.model import Lane, LeaseId, TokenKind, UserId
@@ -55,8 +57,7 @@ def check_ask(ask: Ask) -> None:
         and ask.cost_seconds >= 0
         and is_number(ask.weight)
         and ask.weight > 0
-        and type(ask.memory_bytes) is int
-        and ask.memory_bytes >= 0
+        and _is_bytes(ask.memory_bytes)
     )
     if not sound:
         raise ValueError(f"malformed ask: {ask!r}")
@@ -65,6 +66,10 @@ def check_ask(ask: Ask) -> None:
 def is_number(value: object) -> bool:
     """A finite int or float that floats can hold; True and False are not numbers here."""
     return type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max  # type: ignore[operator]
+
+
+def _is_bytes(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 class Book:
@@ -128,6 +133,24 @@ class Book:
         )
         self._park_or_unpark(lease.user)
         return True
+
+    def claim(self, session: str, lease_id: LeaseId, memory_bytes: int) -> bool:
+        """A lease that is out is to be promised so much memory, more or less than it was, worker included.
+
+        False, and no change, when there is no room for that, or no such lease of this session. ValueError for garbage.
+        """
+        if not _is_bytes(memory_bytes):
+            raise ValueError(f"malformed claim of lease {lease_id!r}: {memory_bytes!r}")
+        if not self.has_lease(session, lease_id):
+            return False
+        return self.memory.claim(lease_id, size_class(memory_bytes), self.tokens.leases[lease_id].lane)
+
+    def note_memory(self, taken_bytes: int, used_bytes: Mapping[LeaseId, int], closed: bool) -> None:
+        """A reading of the machine: what is in use beside the leases (and has to be kept free), what each of them uses
+        as far as that is known, and whether nothing may start for now. ValueError for garbage."""
+        if not (_is_bytes(taken_bytes) and all(map(_is_bytes, used_bytes.values())) and type(closed) is bool):
+            raise ValueError(f"malformed reading: {taken_bytes!r}, {used_bytes!r}, {closed!r}")
+        self.memory.note(taken_bytes, used_bytes, closed)
 
     def adopt(self, session: str, lease_id: LeaseId, ask: Ask) -> bool:
         """A lease that an earlier scheduler lent is still out. Counted whatever the caps say: it is a fact.
@@ -207,6 +230,11 @@ class Book:
         borrower = self._sessions.get(session)
         return borrower is not None and ask_id in borrower.asks
 
+    def has_lease(self, session: str, lease_id: LeaseId) -> bool:
+        """The lease is out, to this session."""
+        lease = self.tokens.leases.get(lease_id)
+        return lease is not None and lease.session == session
+
     def why(self, session: str, ask_id: str) -> str:
         """What a standing ask waits for. Raises KeyError when it does not stand."""
         lane, ask = self._sessions[session].asks[ask_id]
@@ -266,7 +294,7 @@ class Book:
         key, ask, size = head
         if size <= memory.room(lane):
             return head
-        if not memory.fits(size):
+        if not memory.fits_when_open(size):
             memory.reserve(Reservation(key=key, user=ask.user, lane=lane, kind=ask.kind, size=size))
         return queue.first(kinds, memory.room(lane))
 

@@ -326,7 +326,7 @@ def test_a_message_of_an_abandoned_connection_changes_nothing(tmp_path: Path) ->
         assert abandoned is not None
         assert desk.exchange().grants == ()
         with suppress(Exception):
-            abandoned.call("exchange", desk._client_file.session, [row], [], [], {}, False)
+            abandoned.call("exchange", desk._client_file.session, [row], [], [], [], {}, False)
         abandoned.close()
         assert world.statistics().active_workers == 0
         assert world.statistics().waiting == {}
@@ -340,7 +340,7 @@ def test_nobody_returns_for_others(tmp_path: Path) -> None:
         stranger = rendezvous.DeskProxy(world.data_dir / "run", timeout_seconds=5.0)
         leases = [(entry["lease"], 0.0) for entry in holder.heard("begun")]
         with suppress(ValueError):
-            stranger.call("exchange", session, [], leases, [], {}, False)
+            stranger.call("exchange", session, [], leases, [], [], {}, False)
         assert world.statistics().user_workers == {"ann": 2}
         with suppress(ValueError):
             stranger.call("leave", session)

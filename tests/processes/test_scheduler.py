@@ -53,6 +53,7 @@ BORROWER = textwrap.dedent(
 INTRODUCTION = {
     "asks": [],
     "leases": [],
+    "claims": [],
     "limits": {"max_total_workers": 2, "max_workers_per_user": 2, "cpu_limit": 4, "memory_limit_bytes": 10**9},
     "backlog": {},
     "told": {},
@@ -388,12 +389,12 @@ def test_garbage_on_the_wire_changes_nothing(data_dir: Path, opened: ExitStack) 
     session = desk._client_file.session
     for asks in ([("x",)], [("x", "ann", "bulk", "cpu", float("nan"), 0, 1.0)], 7):
         with pytest.raises((ValueError, TypeError)):
-            proxy.call("exchange", session, asks, [], [], {}, True)
+            proxy.call("exchange", session, asks, [], [], [], {}, True)
     with pytest.raises(ValueError, match="malformed"):
-        proxy.call("exchange", session, [("x", "ann", "bulk", "cpu", 1.0, 0, 1.0)], [("e", -1.0)], [], {}, True)
+        proxy.call("exchange", session, [("x", "ann", "bulk", "cpu", 1.0, 0, 1.0)], [("e", -1.0)], [], [], {}, True)
     with pytest.raises(ValueError, match="malformed backlog"):
-        proxy.call("exchange", session, [], [], [], {"ann": -1}, True)
-    assert proxy.call("exchange", "1-2-3", [], [], [], {}, True) is None
+        proxy.call("exchange", session, [], [], [], [], {"ann": -1}, True)
+    assert proxy.call("exchange", "1-2-3", [], [], [], [], {}, True) is None
     assert "refused" in proxy.call("greet", rendezvous.PROTOCOL, "1-2-3", INTRODUCTION)
     for spoilt in ("asks", "leases", "limits", "backlog", "told", "visit"):
         assert "refused" in proxy.call("greet", rendezvous.PROTOCOL, session, {**INTRODUCTION, spoilt: None})
@@ -449,7 +450,7 @@ def test_a_call_that_was_given_up_is_not_served_after_the_next_greeting(data_dir
     desk._proxy = None
     assert len(desk.exchange(asks=[an_ask("1")], patience_seconds=5.0).grants) == 1
     session = desk._client_file.session
-    assert left.call("exchange", session, [("2", "ann", "bulk", "cpu", 1.0, 0, 1.0)], [], [], {}, True) is None
+    assert left.call("exchange", session, [("2", "ann", "bulk", "cpu", 1.0, 0, 1.0)], [], [], [], {}, True) is None
     assert "has greeted anew" in left.call("greet", rendezvous.PROTOCOL, session, INTRODUCTION)["refused"]
     left.close()
     stats = desk.statistics()
