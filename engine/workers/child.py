@@ -26,7 +26,6 @@ from engine.ports import StageFailed, StageRunner
 from engine.printing import printable
 from engine.processes import die_with_parent
 from engine.reasons import Reason
-from engine.sizes import format_size
 from engine.workers import sandbox
 from engine.workers.messages import Begin, ItemDone, Progress, Ready, UnitDone, UnitOrder, receive, send
 
@@ -134,7 +133,7 @@ def _do_item(runner: StageRunner, order: Mapping[str, Any], home: _Home) -> tupl
             # The disk's fault and not the item's, which is to be tried again when there is room.
             return {}, Failure(reason=Reason.DISK_FULL, detail=printable(str(error)))
         if isinstance(error, OSError) and error.errno == errno.EFBIG:
-            said = f"its result is larger than a worker may write: {format_size(sandbox.MAX_FILE_BYTES)}"
+            said = f"its result is larger than a worker may write: {sandbox.MAX_FILE_BYTES >> 30} GiB"
             return {}, Failure(reason=Reason.BOMB, detail=said)
         return {}, Failure(reason=Reason.EXTRACTOR_ERROR, detail=printable(f"{type(error).__name__}: {error}"))
 

@@ -16,9 +16,8 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,32 +76,39 @@ class Protections:
 
     landlock  the version of Landlock (its ABI), 0: none
     seccomp   whether system calls are filtered
-    lacking   what is not there and why, a sentence each
+    lacking   what is not there ("Landlock", "seccomp") -> why, in words for people
     """
 
     landlock: int
     seccomp: bool
-    lacking: tuple[str, ...] = ()
+    lacking: Mapping[str, str] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """In a line: "Landlock (ABI 7), seccomp", or "none"."""
+        found = [f"Landlock (ABI {self.landlock})"] if self.landlock else []
+        return ", ".join([*found, *(["seccomp"] if self.seccomp else [])]) or "none"
 
 
 def find_protections() -> Protections:
     """What this machine offers. Changes nothing, takes microseconds, raises nothing."""
-    lacking = []
+    lacking = dict[str, str]()
     abi = 0
     try:
         abi = landlock.version()
     except OSError as error:
-        lacking.append(str(error.strerror))
+        lacking["Landlock"] = str(error.strerror)
     obstacle = seccomp.find_obstacle()
     if obstacle is not None:
-        lacking.append(obstacle)
-    return Protections(landlock=abi, seccomp=obstacle is None, lacking=tuple(lacking))
+        lacking["seccomp"] = obstacle
+    return Protections(landlock=abi, seccomp=obstacle is None, lacking=lacking)
 
 
 def needs_of(stage: str, options: Mapping[str, Any]) -> Needs:
     """What the stage in module `stage` wants: only text recognition reads data of its own, or runs a program."""
     if stage.rpartition(".")[2] != "ocr":
         return Needs()
+    from importlib.util import find_spec
+
     from engine.workers.tessdata import tessdata_folders
 
     reads = []
@@ -131,26 +137,27 @@ def confine(rules: Rules) -> Protections:
     grants = list(_grants(rules))
     os.environ["TMPDIR"] = str(rules.outbox)
     _limit_resources()
-    lacking = []
+    lacking = dict[str, str]()
     abi, filtered = 0, False
     try:
         landlock.forbid_new_rights()
         abi = landlock.restrict(grants)
     except OSError as error:
-        lacking.append(str(error.strerror))
+        lacking["Landlock"] = str(error.strerror)
     try:
         seccomp.install(programs=rules.needs.programs)
         filtered = True
     except OSError as error:
-        lacking.append(str(error.strerror))
+        lacking["seccomp"] = str(error.strerror)
     if lacking and rules.strict:
         raise CannotRunError(cannot_be_strict(lacking))
-    return Protections(landlock=abi, seccomp=filtered, lacking=tuple(lacking))
+    return Protections(landlock=abi, seccomp=filtered, lacking=lacking)
 
 
-def cannot_be_strict(lacking: Sequence[str]) -> str:
+def cannot_be_strict(lacking: Mapping[str, str]) -> str:
     """The sentence for who asked for a sandbox, or nothing, and gets nothing."""
-    return f"NIGHTMILL_SANDBOX = strict, and workers cannot be confined: {'; '.join(lacking)}; set it to auto, or mend it"
+    reasons = "; ".join(lacking.values())
+    return f"NIGHTMILL_SANDBOX = strict, and workers cannot be confined: {reasons}; set it to auto, or mend it"
 
 
 def _limit_resources() -> None:
@@ -168,6 +175,7 @@ def _limit_resources() -> None:
 def _grants(rules: Rules) -> Iterator[Grant]:
     private = [_real(folder) for folder in rules.private]
     reading = READ | (EXECUTE if rules.needs.programs else 0)
+    wanted: tuple[str | Path, ...]
     wanted = (*_SYSTEM_TREES, *_SYSTEM_FILES, *_python_trees(), *rules.needs.reads, *_package_folders(rules.packages))
     trees = (part for path in wanted for part in landlock.open_trees(_real(path), private))
     for tree in _outermost(trees):

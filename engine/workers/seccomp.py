@@ -57,60 +57,62 @@ class Machine:
 
 MACHINES: Final = {"x86_64": Machine(mark=0xC000003E, column=0), "aarch64": Machine(mark=0xC00000B7, column=1)}
 
+# fmt: off
 #: Refused whatever the arguments: name -> number on x86_64, number on aarch64 (None: not there).
 TABLE: Final[Mapping[str, tuple[int | None, int | None]]] = {
     # Sockets. The worker's pipe is one, and is read and written as a file.
-    **{"socket": (41, 198), "socketpair": (53, 199), "bind": (49, 200), "listen": (50, 201), "accept": (43, 202)},
-    **{"accept4": (288, 242), "connect": (42, 203), "getsockname": (51, 204), "getpeername": (52, 205)},
-    **{"sendto": (44, 206), "recvfrom": (45, 207), "sendmsg": (46, 211), "recvmsg": (47, 212)},
-    **{"sendmmsg": (307, 269), "recvmmsg": (299, 243), "setsockopt": (54, 208), "getsockopt": (55, 209)},
+    "socket": (41, 198), "socketpair": (53, 199), "bind": (49, 200), "listen": (50, 201), "accept": (43, 202),
+    "accept4": (288, 242), "connect": (42, 203), "getsockname": (51, 204), "getpeername": (52, 205),
+    "sendto": (44, 206), "recvfrom": (45, 207), "sendmsg": (46, 211), "recvmsg": (47, 212),
+    "sendmmsg": (307, 269), "recvmmsg": (299, 243), "setsockopt": (54, 208), "getsockopt": (55, 209),
     "shutdown": (48, 210),
     # Other processes: their memory, descriptors, signals, groups, priorities; and our own identity.
-    **{"ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271)},
-    **{"process_madvise": (440, 440), "process_mrelease": (448, 448), "kcmp": (312, 272), "pidfd_open": (434, 434)},
-    **{"pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424), "setsid": (112, 157), "setpgid": (109, 154)},
-    **{"setpriority": (141, 140), "ioprio_set": (251, 30), "migrate_pages": (256, 238), "move_pages": (279, 239)},
-    **{"setuid": (105, 146), "setgid": (106, 144), "setreuid": (113, 145), "setregid": (114, 143)},
-    **{"setresuid": (117, 147), "setresgid": (119, 149), "setfsuid": (122, 151), "setfsgid": (123, 152)},
-    **{"setgroups": (116, 159), "capset": (126, 91)},
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
+    "process_madvise": (440, 440), "process_mrelease": (448, 448), "kcmp": (312, 272), "pidfd_open": (434, 434),
+    "pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424), "setsid": (112, 157), "setpgid": (109, 154),
+    "setpriority": (141, 140), "ioprio_set": (251, 30), "migrate_pages": (256, 238), "move_pages": (279, 239),
+    "setuid": (105, 146), "setgid": (106, 144), "setreuid": (113, 145), "setregid": (114, 143),
+    "setresuid": (117, 147), "setresgid": (119, 149), "setfsuid": (122, 151), "setfsgid": (123, 152),
+    "setgroups": (116, 159), "capset": (126, 91),
     # Ways around this filter, and into the kernel.
-    **{"io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427)},
-    **{"bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "keyctl": (250, 219)},
-    **{"add_key": (248, 217), "request_key": (249, 218), "personality": (135, 92), "modify_ldt": (154, None)},
-    **{"ioperm": (173, None), "iopl": (172, None), "uselib": (134, None), "_sysctl": (156, None)},
-    **{"nfsservctl": (180, 42), "lookup_dcookie": (212, 18), "syslog": (103, 116)},
+    "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
+    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "keyctl": (250, 219),
+    "add_key": (248, 217), "request_key": (249, 218), "personality": (135, 92), "modify_ldt": (154, None),
+    "ioperm": (173, None), "iopl": (172, None), "uselib": (134, None), "_sysctl": (156, None),
+    "nfsservctl": (180, 42), "lookup_dcookie": (212, 18), "syslog": (103, 116),
     # File systems, and what is in files that Landlock does not close: owners, modes, times, attributes, lengths.
-    **{"mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51)},
-    **{"move_mount": (429, 429), "open_tree": (428, 428), "fsopen": (430, 430), "fspick": (433, 433)},
-    **{"fsmount": (432, 432), "fsconfig": (431, 431), "mount_setattr": (442, 442), "statmount": (457, 457)},
-    **{"listmount": (458, 458), "swapon": (167, 224), "swapoff": (168, 225), "quotactl": (179, 60)},
-    **{"quotactl_fd": (443, 443), "acct": (163, 89), "unshare": (272, 97), "setns": (308, 268)},
-    **{"name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265)},
-    **{"chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452)},
-    **{"chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54)},
-    **{"utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88)},
-    **{"setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14)},
-    **{"lremovexattr": (198, 15), "fremovexattr": (199, 16), "truncate": (76, 45)},
-    **{"link": (86, None), "linkat": (265, 37), "symlink": (88, None), "symlinkat": (266, 36)},
-    **{"mknod": (133, None), "mknodat": (259, 33)},
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
+    "move_mount": (429, 429), "open_tree": (428, 428), "fsopen": (430, 430), "fspick": (433, 433),
+    "fsmount": (432, 432), "fsconfig": (431, 431), "mount_setattr": (442, 442), "statmount": (457, 457),
+    "listmount": (458, 458), "swapon": (167, 224), "swapoff": (168, 225), "quotactl": (179, 60),
+    "quotactl_fd": (443, 443), "acct": (163, 89), "unshare": (272, 97), "setns": (308, 268),
+    "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
+    "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54),
+    "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14),
+    "lremovexattr": (198, 15), "fremovexattr": (199, 16), "truncate": (76, 45),
+    "link": (86, None), "linkat": (265, 37), "symlink": (88, None), "symlinkat": (266, 36),
+    "mknod": (133, None), "mknodat": (259, 33),
     # Who reads or writes what, without opening it.
-    **{"inotify_init": (253, None), "inotify_init1": (294, 26), "inotify_add_watch": (254, 27)},
-    **{"fanotify_init": (300, 262), "fanotify_mark": (301, 263)},
+    "inotify_init": (253, None), "inotify_init1": (294, 26), "inotify_add_watch": (254, 27),
+    "fanotify_init": (300, 262), "fanotify_mark": (301, 263),
     # Memory and queues that outlive the process, or that no limit of ours counts.
-    **{"memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196)},
-    **{"shmctl": (31, 195), "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187)},
-    **{"semget": (64, 190), "semop": (65, 193), "semtimedop": (220, 192), "semctl": (66, 191)},
-    **{"mq_open": (240, 180), "mq_unlink": (241, 181)},
+    "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196),
+    "shmctl": (31, 195), "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187),
+    "semget": (64, 190), "semop": (65, 193), "semtimedop": (220, 192), "semctl": (66, 191),
+    "mq_open": (240, 180), "mq_unlink": (241, 181),
     # The machine itself.
-    **{"init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104)},
-    **{"kexec_file_load": (320, 294), "reboot": (169, 142), "settimeofday": (164, 170), "clock_settime": (227, 112)},
-    **{"clock_adjtime": (305, 266), "adjtimex": (159, 171), "sethostname": (170, 161), "setdomainname": (171, 162)},
+    "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294), "reboot": (169, 142), "settimeofday": (164, 170), "clock_settime": (227, 112),
+    "clock_adjtime": (305, 266), "adjtimex": (159, 171), "sethostname": (170, 161), "setdomainname": (171, 162),
     "vhangup": (153, 58),
 }
 #: Refused unless programs may be run.
 PROGRAMS: Final[Mapping[str, tuple[int | None, int | None]]] = {
-    **{"fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281)}
+    "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
 }
+# fmt: on
 #: Allowed when an argument is our own process id: name -> numbers, which argument, whether 0 means us too.
 OWN: Final[Mapping[str, tuple[tuple[int, int], int, bool]]] = {
     "kill": ((62, 129), 0, False),

@@ -12,6 +12,8 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,29 +52,29 @@ def _fork(order: Mapping[str, Any], place: Place) -> object:
 
 def _connect(order: Mapping[str, Any], place: Place) -> object:
     with socket.socket(socket.AF_UNIX) as line:
-        line.connect(order["path"])
+        line.connect(order["line"])
     return "connected"
 
 
 def _dial(order: Mapping[str, Any], place: Place) -> object:
     with socket.socket(socket.AF_INET) as line:
-        line.connect(("127.0.0.1", order["port"]))
+        line.connect(("127.0.0.1", order["tcp"]))
     return "connected"
 
 
 def _send(order: Mapping[str, Any], place: Place) -> object:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
-        return line.sendto(b"leak", ("127.0.0.1", order["port"]))
+        return line.sendto(b"leak", ("127.0.0.1", order["udp"]))
 
 
 def _pass(order: Mapping[str, Any], place: Place) -> object:
     # The pipe to the coordinator is a socket, which could carry descriptors; nothing is sent through it here.
-    with socket.socket(fileno=os.dup(order["pipe"])) as line:
+    with socket.socket(fileno=os.dup(int(sys.argv[1]))) as line:
         return line.getsockname()
 
 
-def _call(number: int, *words: int) -> int:
-    found = int(ctypes.CDLL(None, use_errno=True).syscall(number, *words))
+def _call(name: str, *words: int) -> int:
+    found = int(getattr(ctypes.CDLL(None, use_errno=True), name)(*words))
     if found < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return found
@@ -130,7 +132,8 @@ DEEDS: dict[str, Deed] = {
     "signal itself": _own_signal,
     "set its own limit": _own_limit,
     "measure itself": lambda order, place: Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0],
-    "make a temporary file": lambda order, place: __import__("tempfile").NamedTemporaryFile().name,
+    "read beside a closed folder": lambda order, place: Path(order["open"]).read_text(),
+    "make a temporary file": lambda order, place: os.close(tempfile.mkstemp()[0]),
     # What it may not: files.
     "read another's file": lambda order, place: Path(order["path"]).read_text(),
     "list another's folder": lambda order, place: os.listdir(order["folder"]),
@@ -146,7 +149,7 @@ DEEDS: dict[str, Deed] = {
     "chown another's file": lambda order, place: os.chown(order["path"], os.getuid(), os.getgid()),
     "date another's file": lambda order, place: os.utime(order["path"]),
     "mark another's file": lambda order, place: os.setxattr(order["path"], "user.mine", b"x"),
-    "watch another's folder": lambda order, place: ctypes.CDLL(None).inotify_init1 and _call(294, 0),
+    "watch another's folder": lambda order, place: os.close(_call("inotify_init1", 0)),
     # What it may not: its outbox.
     "make a symbolic link": lambda order, place: os.symlink(order["path"], place.outbox / "link"),
     "make a hard link": lambda order, place: os.link(place.inbox / order["name"], place.outbox / "hard"),
@@ -165,7 +168,7 @@ DEEDS: dict[str, Deed] = {
     "hold its parent": lambda order, place: os.close(os.pidfd_open(order["parent"])),
     "limit its parent": _other_limit,
     "leave its group": lambda order, place: subprocess.run(["setsid", "true"], check=True),
-    "outlive its parent": lambda order, place: _call(157, 1, 0, 0, 0, 0),
+    "outlive its parent": lambda order, place: _call("prctl", 1, 0, 0, 0, 0),
     "run a program": lambda order, place: subprocess.run(["true"], check=True),
     "fork": _fork,
     "make memory that nobody counts": lambda order, place: os.close(os.memfd_create("mine")),
