@@ -45,6 +45,7 @@ from engine.model import (
     UserId,
 )
 from engine.model import ItemKey as ListedKey
+from engine.opening import private_folders
 from engine.parts import PartStore
 from engine.pipeline import Kept, UserPipeline
 from engine.plan import Plan
@@ -201,6 +202,8 @@ class Coordinator:
             bounds=Bounds(stall_seconds=settings.stall_seconds, wall_seconds=settings.unit_seconds),
             # Whoever waits for an answer, and the rest of the server, go before bulk work.
             niceness=0 if lane is Lane.INTERACTIVE else BULK_NICENESS,
+            sandbox=settings.sandbox,
+            private=private_folders(settings),
         )
         self._wake_out, self._wake_in = os.pipe()
         #: Held while the pipe is written to or closed. A signal handler may come in between, in the same thread.

@@ -28,6 +28,7 @@ from engine.errors import NightmillError
 from engine.printing import printable
 from engine.settings import Settings
 from engine.sizes import format_size
+from engine.workers.sandbox import find_protections
 
 _OLDEST_PYTHON: Final = (3, 11)
 #: RETURNING, which the index's statements use, came with 3.35 (sqlite.org/releaselog/3_35_0.html).
@@ -81,7 +82,7 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> Sequence[Check]:
         ("ocr", lambda: _look_at_ocr(settings, environ)),
         ("embedder", lambda: _look_at_embedder(settings)),
         ("sqlite", _look_at_sqlite),
-        ("protections", _look_at_protections),
+        ("protections", lambda: _look_at_protections(settings)),
         ("scheduler", lambda: _look_at_scheduler(settings)),
     )
     checks: list[Check] = []
@@ -338,7 +339,7 @@ def _look_at_sqlite() -> list[Check]:
     ]
 
 
-def _look_at_protections() -> list[Check]:
+def _look_at_protections(settings: Settings) -> list[Check]:
     linux = sys.platform.startswith("linux")
     pidfd = _pidfd_works()
     groups = hasattr(os, "killpg")
@@ -361,7 +362,37 @@ def _look_at_protections() -> list[Check]:
             found="a worker's helpers die with it" if groups else "not there",
             way_out="" if groups else "Use Linux or macOS.",
         ),
-        Check(name="protection: Landlock, seccomp", ok=True, found="not used in this release"),
+        *_look_at_sandbox(settings),
+    ]
+
+
+def _look_at_sandbox(settings: Settings) -> list[Check]:
+    """What workers are confined by: one check for the files, one for everything else."""
+    there = find_protections()
+    if settings.sandbox == "off":
+        kernel = "the kernel could confine them" if not there.lacking else "; ".join(there.lacking.values())
+        found = f"off (NIGHTMILL_SANDBOX): workers have all rights of this account; {kernel}"
+        return [Check(name="protection: sandbox", ok=None, found=found, way_out="Set NIGHTMILL_SANDBOX to auto.")]
+    # In strict mode no run starts without both.
+    lacking = False if settings.sandbox == "strict" else None
+    way_out = "Use Linux 5.13 or newer on x86_64 or aarch64, with both allowed in the container."
+    return [
+        Check(
+            name="protection: Landlock",
+            ok=True if there.landlock else lacking,
+            found=f"ABI {there.landlock}: workers can open the files of their own unit only"
+            if there.landlock
+            else f"{there.lacking['Landlock']}; a worker can open all that this account can",
+            way_out="" if there.landlock else way_out,
+        ),
+        Check(
+            name="protection: seccomp",
+            ok=True if there.seccomp else lacking,
+            found="workers have no sockets, no programs and no say over other processes"
+            if there.seccomp
+            else f"{there.lacking['seccomp']}; a worker can reach the network",
+            way_out="" if there.seccomp else way_out,
+        ),
     ]
 
 

@@ -15,7 +15,7 @@ from engine.desk import Desk
 from engine.document import MAX_NOTES, MAX_PART_BYTES, Document, Page, merge_page
 from engine.errors import MalformedMessage, UsageError
 from engine.model import Failure, Lane, Stage, TokenKind, UserId
-from engine.opening import desk_for
+from engine.opening import desk_for, private_folders, require_sandbox
 from engine.plan import make_plan
 from engine.policy import estimates
 from engine.policy.estimates import Estimate
@@ -39,6 +39,7 @@ def read_file(settings: Settings, path: Path) -> Document | Failure:
     """
     if not path.is_file():
         raise UsageError(f"{path} is not a file; name one to look into")
+    require_sandbox(settings)
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with spool_for(settings) as spool, desk_for(settings) as desk:
         supervisor = Supervisor(
@@ -46,6 +47,8 @@ def read_file(settings: Settings, path: Path) -> Document | Failure:
             book=desk,
             clock=SystemClock(),
             bounds=Bounds(stall_seconds=settings.stall_seconds, wall_seconds=settings.unit_seconds),
+            sandbox=settings.sandbox,
+            private=private_folders(settings),
         )
         try:
             return _Reading(settings, desk, supervisor, path).read()

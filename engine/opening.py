@@ -5,10 +5,14 @@ Rule: runs and the Python API open the same things by the same rules, because th
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from engine import guards
 from engine.desk import Desk, open_desk
 from engine.errors import CannotRunError
-from engine.settings import Settings
+from engine.rendezvous import find_runtime_dir
+from engine.settings import INDEXES_FOLDER, SPOOL_FOLDER, Settings
+from engine.workers.sandbox import cannot_be_strict, find_protections
 
 
 def make_data_dir(settings: Settings) -> None:
@@ -19,6 +23,19 @@ def make_data_dir(settings: Settings) -> None:
         raise CannotRunError(
             f"the data directory {settings.data_dir} cannot be made: {error.strerror}; set NIGHTMILL_DATA_DIR"
         ) from error
+
+
+def private_folders(settings: Settings) -> tuple[Path, ...]:
+    """What no worker may read beyond its own folders: the data directory, and each of its rooms by itself, since
+    something that a worker needs may lie in the data directory too, such as a virtual environment."""
+    rooms = (settings.data_dir / name for name in (INDEXES_FOLDER, SPOOL_FOLDER))
+    return (settings.data_dir, *rooms, find_runtime_dir(settings.data_dir))
+
+
+def require_sandbox(settings: Settings) -> None:
+    """Raises CannotRunError where NIGHTMILL_SANDBOX is strict and this machine cannot confine workers."""
+    if settings.sandbox == "strict" and (lacking := find_protections().lacking):
+        raise CannotRunError(cannot_be_strict(lacking))
 
 
 def desk_for(settings: Settings) -> Desk:

@@ -24,11 +24,11 @@ from engine.desk import Desk
 from engine.errors import CannotRunError, NightmillError, SettingsError, UsageError
 from engine.ledger import SqlLedger, open_ledger
 from engine.model import Lane, UserId
-from engine.opening import desk_for, make_data_dir
+from engine.opening import desk_for, make_data_dir, require_sandbox
 from engine.plan import make_plan
 from engine.policy.turns import Rules, rules_for
 from engine.ports import StageFailed
-from engine.settings import LEDGER_FILE, Settings
+from engine.settings import LEDGER_FILE, SPOOL_FOLDER, Settings
 from engine.survey import Orders
 from engine.telemetry import Reporter
 from engine.workers.tessdata import find_tessdata
@@ -65,7 +65,7 @@ def spool_for(settings: Settings) -> Iterator[Path]:
 
     Raises CannotRunError.
     """
-    root = settings.data_dir / "spool"
+    root = settings.data_dir / SPOOL_FOLDER
     pid = os.getpid()
     place = root / f"{pid}-{processes.start_time(pid):.0f}-{secrets.token_hex(4)}"
     try:
@@ -105,6 +105,7 @@ def run(
     """
     clock = SystemClock()
     require_languages(settings)
+    require_sandbox(settings)
     processes.allow_descriptors(DESCRIPTORS)
     make_data_dir(settings)
     free = guards.disk_free_bytes(settings.data_dir)

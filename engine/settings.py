@@ -30,6 +30,7 @@ PRESETS: Final = {"small": (5, 20), "medium": (3, 30), "large": (2, 40)}
 #: In the data directory.
 LEDGER_FILE: Final = "ledger.db"
 INDEXES_FOLDER: Final = "indexes"
+SPOOL_FOLDER: Final = "spool"
 
 _PREFIX: Final = "NIGHTMILL_"
 #: What a preset brings, in the order of its numbers.
@@ -60,6 +61,7 @@ class Settings:
     ocr_languages          Tesseract's names, at least one, in order of preference
     ocr_backend            "auto", "tesserocr" or "pytesseract"
     embedder               a name that embedders.spec_of knows
+    sandbox                "auto", "strict" or "off"
     stall_seconds          a worker that says nothing for so long is stopped
     unit_seconds           ceiling of one unit, in seconds of wall time
     debug_mode             the latest DEBUG_FILES items only, nothing is ever removed
@@ -80,6 +82,7 @@ class Settings:
     ocr_languages: tuple[str, ...]
     ocr_backend: str
     embedder: str
+    sandbox: str
     stall_seconds: float
     unit_seconds: float
     debug_mode: bool
@@ -364,6 +367,19 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "less exact) or none (keyword search only). After a change the next run embeds all texts anew."
         ),
         prevents="A model that needs a key or the network would make the first run fail, or send mail elsewhere.",
+    ),
+    Setting(
+        key="NIGHTMILL_SANDBOX",
+        field="sandbox",
+        default="auto",
+        form=_choice("auto", "strict", "off"),
+        meaning=(
+            "Whether workers give up all rights but those to their own two folders before they read a file: no other "
+            "file, no network, no other process, no program. With auto they give up what this kernel lets them; with "
+            "strict no run starts where Landlock or seccomp is lacking; with off they keep the rights of the account. "
+            "`nightmill doctor` says what there is."
+        ),
+        prevents="A file made to take over a PDF library would read everybody's index, and send it somewhere.",
     ),
     Setting(
         key="NIGHTMILL_STALL_SECONDS",

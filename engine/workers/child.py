@@ -1,9 +1,9 @@
-"""A worker's whole life: limits first, then one stage by name, then unit after unit until the pipe closes.
+"""A worker's whole life: the sandbox first, then one stage by name, then unit after unit until the pipe closes.
 
 Run as `python -m engine.workers.child PIPE_FD PARENT_PID`. Rule: this file imports nothing that a stage does not need;
 a test holds what it loads against a list. The only broad `except` of the worker is here.
 
-    begin -> limits -> load stage -> ready -> [ slate, item, report ]* -> done
+    begin -> sandbox -> load stage -> ready -> [ slate, item, report ]* -> done
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from engine.ports import StageFailed, StageRunner
 from engine.printing import printable
 from engine.processes import adopt_orphans, die_with_parent
 from engine.reasons import Reason
+from engine.workers import sandbox
 from engine.workers.messages import Begin, ItemDone, Progress, Ready, UnitDone, UnitOrder, receive, send
 
 #: Progress is said at most this often: the supervisor asks whether a worker lives, not how each page went.
@@ -69,6 +70,9 @@ def main() -> None:
     if not isinstance(begin, Begin):
         raise SystemExit("the first message must be Begin")
     home = _Home(Path(begin.home), pipe)
+    if begin.sandbox != "off":
+        # Before the stage and its native libraries are loaded, and before there are threads.
+        sandbox.confine(_rules(begin, home))
     runner: StageRunner = importlib.import_module(begin.stage).open_stage(begin.options)
     gc.freeze()
     held = _resident_bytes()
@@ -82,6 +86,19 @@ def main() -> None:
             _do_unit(order, runner, home, pipe)
             _give_back(held)
             send(pipe, UnitDone(unit=order.unit))
+
+
+def _rules(begin: Begin, home: _Home) -> sandbox.Rules:
+    package = begin.stage.rpartition(".")[0]
+    return sandbox.Rules(
+        inbox=home.inbox,
+        outbox=home.outbox,
+        # The stage's own, and all that stages import of ours.
+        packages=tuple(dict.fromkeys((package.partition(".")[0], package, "engine", "indexes"))),
+        private=tuple(map(Path, begin.private)),
+        needs=sandbox.needs_of(begin.stage, begin.options),
+        strict=begin.sandbox == "strict",
+    )
 
 
 def _do_unit(unit: UnitOrder, runner: StageRunner, home: _Home, pipe: Connection) -> None:
@@ -125,6 +142,9 @@ def _do_item(runner: StageRunner, order: Mapping[str, Any], home: _Home) -> tupl
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             # The disk's fault and not the item's, which is to be tried again when there is room.
             return {}, Failure(reason=Reason.DISK_FULL, detail=printable(str(error)))
+        if isinstance(error, OSError) and error.errno == errno.EFBIG:
+            said = f"its result is larger than a worker may write: {sandbox.MAX_FILE_BYTES >> 30} GiB"
+            return {}, Failure(reason=Reason.BOMB, detail=said)
         return {}, Failure(reason=Reason.EXTRACTOR_ERROR, detail=printable(f"{type(error).__name__}: {error}"))
 
 

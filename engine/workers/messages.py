@@ -33,11 +33,13 @@ _MAYBE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begin:
     """What a worker is for: one stage, as the module that it is in; its options; the folder that holds its inbox,
-    outbox and slate."""
+    outbox and slate. `sandbox`: "auto", "strict" or "off"; `private`: folders that stay closed in any case."""
 
     stage: str
     options: Mapping[str, Any]
     home: str
+    sandbox: str = "off"
+    private: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +160,13 @@ def _number(text: str) -> float:
 def _decoded(table: dict[str, Any]) -> Message:
     match table.get("is"):
         case "Begin":
-            return Begin(stage=_text(table, "stage"), options=_mapping(table, "options"), home=_text(table, "home"))
+            return Begin(
+                stage=_text(table, "stage"),
+                options=_mapping(table, "options"),
+                home=_text(table, "home"),
+                sandbox=_text(table, "sandbox"),
+                private=_texts(table, "private"),
+            )
         case "UnitOrder":
             orders = table.get("orders")
             if not isinstance(orders, list) or not all(isinstance(order, dict) for order in orders):
@@ -205,6 +213,13 @@ def _text(table: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise MalformedMessage(f"{name} is not a text")
     return value
+
+
+def _texts(table: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = table.get(name)
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise MalformedMessage(f"{name} is not a list of texts")
+    return tuple(value)
 
 
 def _mapping(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:

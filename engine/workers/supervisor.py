@@ -234,12 +234,16 @@ class Supervisor:
         bounds: Bounds | None = None,
         package: str = "engine.workers",
         niceness: int = 0,
+        sandbox: str = "off",
+        private: Sequence[Path] = (),
         may_start: bool = True,
     ) -> None:
         """package: holds the stages, a module each, named as the stage is; niceness: of the workers, as in nice(1).
 
+        sandbox: "auto", "strict" or "off", see engine/workers/sandbox.py; private: folders that stay closed in it.
         may_start: nothing keeps workers from starting programs, so what they start is looked for.
         """
+        self._sandbox, self._private = sandbox, tuple(str(folder.resolve()) for folder in private)
         self._package = package
         self._niceness = niceness
         self._spool = spool
@@ -333,7 +337,7 @@ class Supervisor:
             self._selector.register(worker.watched.fd, selectors.EVENT_READ, worker)
         with suppress(OSError, ValueError):
             # A worker that is already dead is noticed by its pidfd.
-            self._say(worker, Begin(stage=f"{self._package}.{stage.value}", options=options, home=str(home)))
+            self._say(worker, self._beginning(worker, options))
         return worker
 
     def reserve(self, worker: Worker, unit: int, orders: int) -> None:
@@ -465,6 +469,15 @@ class Supervisor:
         shutil.rmtree(self._spool, ignore_errors=True)
 
     # --- how ---
+
+    def _beginning(self, worker: Worker, options: Mapping[str, Any]) -> Begin:
+        return Begin(
+            stage=f"{self._package}.{worker.stage.value}",
+            options=options,
+            home=str(worker.home),
+            sandbox=self._sandbox,
+            private=self._private,
+        )
 
     def _say(self, worker: Worker, message: Message) -> None:
         """Does not wait: orders are small, and what was said before has been read. BlockingIOError: it has not."""

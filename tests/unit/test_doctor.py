@@ -21,6 +21,7 @@ from engine.doctor import Check, examine
 from engine.errors import CannotRunError
 from engine.ports import DeskStats
 from engine.settings import Settings, load_settings
+from engine.workers.sandbox import Protections
 
 GB = 1024**3
 
@@ -283,9 +284,28 @@ def test_a_sandbox_without_pidfds_is_a_warning(settings: Settings, monkeypatch: 
     assert checks_of(settings)["protection: pidfd"].ok is None
 
 
-def test_what_is_not_used_is_not_claimed(settings: Settings) -> None:
-    """Landlock and seccomp are named, as what they are in this release."""
-    assert checks_of(settings)["protection: Landlock, seccomp"].found == "not used in this release"
+@pytest.mark.parametrize(("mode", "lacking"), [("auto", None), ("strict", False)])
+def test_what_confines_workers_is_said(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, mode: str, lacking: bool | None
+) -> None:
+    """Each of the two with what it keeps from a worker; one that is not there is a failure where it was asked for."""
+    settings = replace(settings, sandbox=mode)
+    there = Protections(landlock=4, seccomp=True)
+    monkeypatch.setattr(doctor, "find_protections", lambda: there)
+    checks = checks_of(settings)
+    assert (checks["protection: Landlock"].ok, checks["protection: seccomp"].ok) == (True, True)
+    assert checks["protection: Landlock"].found.startswith("ABI 4: ")
+    there = Protections(landlock=0, seccomp=False, lacking={"Landlock": "an old kernel", "seccomp": "a container"})
+    checks = checks_of(settings)
+    assert (checks["protection: Landlock"].ok, checks["protection: seccomp"].ok) == (lacking, lacking)
+    assert checks["protection: seccomp"].found == "a container; a worker can reach the network"
+
+
+def test_a_sandbox_that_is_off_is_not_passed_over(settings: Settings) -> None:
+    """The operator's own choice, and a warning."""
+    check = checks_of(replace(settings, sandbox="off"))["protection: sandbox"]
+    assert check.ok is None
+    assert "off (NIGHTMILL_SANDBOX)" in check.found
 
 
 def test_the_scheduler_is_reported(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

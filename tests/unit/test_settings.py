@@ -51,6 +51,7 @@ def test_the_defaults_are_those_that_were_promised(tmp_path: Path, monkeypatch: 
         ocr_languages=("eng",),
         ocr_backend="auto",
         embedder="builtin",
+        sandbox="auto",
         stall_seconds=120,
         unit_seconds=600,
         debug_mode=False,

@@ -42,6 +42,7 @@ def test_a_worker_loads_what_its_life_needs_and_no_more() -> None:
         *("engine.errors", "engine.model", "engine.ports", "engine.printing", "engine.processes", "engine.reasons"),
         "engine.workers",
         *("engine.workers.child", "engine.workers.messages"),
+        *("engine.workers.sandbox", "engine.workers.landlock", "engine.workers.seccomp"),
     }
 
 

@@ -1,0 +1,1 @@
+"""A stage that tries what no stage should."""
