@@ -522,6 +522,7 @@ def _status(settings: Settings, given: argparse.Namespace) -> int:
 
 def _status_table(settings: Settings, user: UserId | None) -> dict[str, Any]:
     from engine.desk import find_statistics
+    from engine.workers.sandbox import find_protections
 
     with _ledger(settings) as ledger:
         if user is not None:
@@ -549,6 +550,8 @@ def _status_table(settings: Settings, user: UserId | None) -> dict[str, Any]:
             ]
         last_runs = () if ledger is None else ledger.last_runs(1)
         table["last_run"] = next((asdict(record) for record in last_runs), None)
+    there = find_protections()
+    table["sandbox"] = {"mode": settings.sandbox, **asdict(there), "says": there.describe()}
     statistics = find_statistics(settings.data_dir)
     table["scheduler"] = None if statistics is None else asdict(statistics)
     return table
@@ -576,6 +579,9 @@ def _print_status(table: Mapping[str, Any]) -> None:
         began = datetime.fromtimestamp(last["began"]).strftime("%Y-%m-%d %H:%M")
         ended = "not ended" if last["ended"] is None else f"exit code {last['exit_code']}"
         print(f"last run: {last['kind']} {began}, {ended}")
+    sandbox = table["sandbox"]
+    held = "nothing (NIGHTMILL_SANDBOX = off)" if sandbox["mode"] == "off" else sandbox["says"]
+    print(f"workers are confined by: {held}")
     if table["scheduler"] is None:
         print("scheduler: not running (it starts with the next run)")
     else:

@@ -69,7 +69,8 @@ def restrict(grants: Iterable[Grant]) -> int:
     """Give up all rights to files but these, for the calling thread and all it starts; TCP, abstract Unix sockets and
     signals to others as well, where the kernel can.
 
-    Answers with the ABI. A path that is not there is left out. Raises OSError when the kernel refuses.
+    `forbid_new_rights` comes first. Answers with the ABI. A path that is not there is left out. Raises OSError when the
+    kernel refuses.
     """
     abi = version()
     handled = _FIRST | sum(right for since, right in _ADDED if abi >= since)
@@ -79,7 +80,6 @@ def restrict(grants: Iterable[Grant]) -> int:
     try:
         for grant in grants:
             _add(ruleset, grant, handled)
-        forbid_new_rights()
         _call(_RESTRICT, ctypes.c_int(ruleset), ctypes.c_uint(0))
     finally:
         os.close(ruleset)

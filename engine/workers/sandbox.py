@@ -59,7 +59,7 @@ class Rules:
     packages       names of Python packages that it loads code from
     private        folders that stay closed even where they lie beneath something that may be read
     needs          of its stage
-    strict         Landlock and seccomp or nothing: without it, what this machine lacks is done without
+    strict         no work without Landlock and seccomp; else what this machine lacks is done without
     """
 
     inbox: Path
@@ -84,9 +84,10 @@ class Protections:
     lacking: Mapping[str, str] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """In a line: "Landlock (ABI 7), seccomp", or "none"."""
+        """What workers are confined by, as part of a line: "Landlock (ABI 7), seccomp"; and why something is not."""
         found = [f"Landlock (ABI {self.landlock})"] if self.landlock else []
-        return ", ".join([*found, *(["seccomp"] if self.seccomp else [])]) or "none"
+        words = ", ".join([*found, *(["seccomp"] if self.seccomp else [])]) or "nothing"
+        return f"{words} ({'; '.join(self.lacking.values())})" if self.lacking else words
 
 
 def find_protections() -> Protections:
@@ -126,32 +127,30 @@ def needs_of(stage: str, options: Mapping[str, Any]) -> Needs:
 
 
 def confine(rules: Rules) -> Protections:
-    """Give up all that the rules do not name, for this process's life, and say what holds from now on.
+    """Give up all that the rules do not name, for this process's life, and say what holds from now on: all that
+    `find_protections` finds, so that what it says of this machine is true of each worker.
 
     Also loads `rules.packages` (themselves, not what is in them), and puts temporary files into the outbox. Raises
-    CannotRunError when the rules are strict and something is lacking.
+    CannotRunError when the rules are strict and something is lacking, or when something that is there refuses.
     """
+    there = find_protections()
+    if rules.strict and there.lacking:
+        raise CannotRunError(cannot_be_strict(there.lacking))
     for package in rules.packages:
         # Now, since the folder that holds the package is closed afterwards: finding it means listing that.
         importlib.import_module(package)
     grants = list(_grants(rules))
     os.environ["TMPDIR"] = str(rules.outbox)
     _limit_resources()
-    lacking = dict[str, str]()
-    abi, filtered = 0, False
     try:
         landlock.forbid_new_rights()
-        abi = landlock.restrict(grants)
+        if there.landlock:
+            landlock.restrict(grants)
+        if there.seccomp:
+            seccomp.install(programs=rules.needs.programs)
     except OSError as error:
-        lacking["Landlock"] = str(error.strerror)
-    try:
-        seccomp.install(programs=rules.needs.programs)
-        filtered = True
-    except OSError as error:
-        lacking["seccomp"] = str(error.strerror)
-    if lacking and rules.strict:
-        raise CannotRunError(cannot_be_strict(lacking))
-    return Protections(landlock=abi, seccomp=filtered, lacking=lacking)
+        raise CannotRunError(f"workers cannot be confined: {error}; NIGHTMILL_SANDBOX=off does without") from error
+    return there
 
 
 def cannot_be_strict(lacking: Mapping[str, str]) -> str:
@@ -207,7 +206,7 @@ def _python_trees() -> Iterator[str]:
 
 def _holds_packages(place: str) -> bool:
     try:
-        return any(name.endswith((".dist-info", ".egg-info")) for name in os.listdir(place)) if place else False
+        return any(name.endswith(".dist-info") for name in os.listdir(place)) if place else False
     except OSError:
         return False
 

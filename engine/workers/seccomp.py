@@ -155,9 +155,9 @@ def find_obstacle() -> str | None:
 
 
 def install(*, programs: bool) -> None:
-    """Put the filter over all threads of this process, for good. no_new_privs must be set. Raises OSError.
+    """Put the filter over all threads of this process, for good. Raises OSError.
 
-    programs: other programs may be started, under the same filter.
+    `landlock.forbid_new_rights` comes first. programs: other programs may be started, under the same filter.
     """
     name = machine()
     if name is None:

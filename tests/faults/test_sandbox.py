@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,7 @@ from engine.workers.sandbox import MAX_FILE_BYTES, find_protections
 from engine.workers.supervisor import Ended, Finished, Lost, Supervisor
 from tests.conftest import REPOSITORY
 from tests.files import CALENDAR, mail, mbox, picture, scanned_pdf, text_pdf
+from tests.mill import PROGRAM, Mill
 from tests.saboteurs.confined.extract import DEEDS
 
 pytestmark = pytest.mark.timeout(120)
@@ -34,7 +37,7 @@ PATIENCE_POLLS = 600
 #: All but these are refused.
 ALLOWED = frozenset(
     {
-        *("write a result", "start a thread", "signal itself", "set its own limit", "measure itself"),
+        *("write a result", "start a thread", "signal itself", "set its own limit", "measure its peak anew"),
         *("make a temporary file", "read beside a closed folder"),
     }
 )
@@ -154,6 +157,7 @@ def test_a_confined_worker_can_do_its_work_and_nothing_else(
                 found = outcomes_of(one, Stage.EXTRACT, {}, {"given": b"bytes"}, orders)
             assert len(found) == len(orders), found[-1]
             assert not any(isinstance(outcome, Failure) for outcome in found), found
+            assert [one["said"] for deed, one in zip(DEEDS, found, strict=True) if "peak" in deed] == ["True"]
             tried[sandbox] = {deed: outcome["refused"] for deed, outcome in zip(DEEDS, found, strict=True)}
     assert {deed for deed, refused in tried["off"].items() if refused} <= PERHAPS_OUTSIDE
     assert {deed for deed, refused in tried["strict"].items() if not refused} == ALLOWED
@@ -250,3 +254,43 @@ def test_chunks_and_indexes_are_made_within(confined: None, tmp_path: Path) -> N
     done, outbox = done_by(tmp_path / "two", Stage.INDEX, {}, files, order)
     assert done[0]["count"] == 4
     assert list(outbox) == ["u1-0.faiss"]
+
+
+#: Runs a program where Landlock is forbidden, as old containers do: landlock_create_ruleset is answered with EPERM.
+WITHOUT_LANDLOCK = """
+import ctypes, os, struct, sys
+from engine.workers import landlock
+code = b"".join(struct.pack("=HBBI", *one) for one in (
+    (0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)))
+buffer = ctypes.create_string_buffer(code, len(code))
+landlock.forbid_new_rights()
+head = struct.pack("@HP", 4, ctypes.addressof(buffer))
+assert ctypes.CDLL(None).prctl(22, 2, head) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_run_says_what_it_lacks(confined: None, tmp_path: Path) -> None:
+    """In a container without Landlock a run goes on with what there is, and status says so; a strict one ends with
+    code 4 before anything is done."""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "note.txt").write_text("a heron on the quay")
+    mill = Mill(tmp_path, NIGHTMILL_EMBEDDER="none")
+
+    def run(*words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-P", "-c", WITHOUT_LANDLOCK, *PROGRAM, *words]
+        environ = {**mill.environ, **settings}
+        return subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=100)
+
+    try:
+        mill.run("users", "add", "ann", f"folder:{tmp_path / 'files'}")
+        strict = run("init", NIGHTMILL_SANDBOX="strict")
+        assert strict.returncode == 4
+        assert "NIGHTMILL_SANDBOX = strict" in strict.stderr
+        assert "the container forbids Landlock" in strict.stderr
+        assert mill.ledger("SELECT * FROM runs") == []
+        assert "confined by: seccomp (the container forbids Landlock)" in run("status").stdout
+        assert run("init").returncode == 0
+        assert mill.ledger("SELECT path, state FROM items") == [("note.txt", "indexed")]
+    finally:
+        mill.stop_scheduler()

@@ -13,7 +13,7 @@ import pytest
 from engine.errors import CannotRunError
 from engine.workers import landlock, sandbox, seccomp
 from engine.workers.landlock import open_trees
-from engine.workers.sandbox import Needs, find_protections, needs_of
+from engine.workers.sandbox import Needs, Protections, find_protections, needs_of
 from engine.workers.seccomp import CLONE, CLONE3, MACHINES, NEWEST, OWN, PROGRAMS, TABLE, WORDS, program
 
 OURS = 4711
@@ -170,6 +170,7 @@ def test_what_is_lacking_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         "Landlock": "the kernel has no Landlock",
         "seccomp": f"no seccomp filter was written for {machine}",
     }
-    assert found.describe() == "none"
+    assert found.describe() == f"nothing (the kernel has no Landlock; no seccomp filter was written for {machine})"
+    assert Protections(landlock=7, seccomp=True).describe() == "Landlock (ABI 7), seccomp"
     assert sandbox.cannot_be_strict(found.lacking).startswith("NIGHTMILL_SANDBOX = strict, and workers cannot be")
     assert CannotRunError.exit_code == 4
