@@ -22,7 +22,7 @@ from scripts.mutants.table import MUTANTS, Mutant, apply
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 #: In this order, the oracle last: it notices nearly everything, and says least about what is broken.
-TESTS = ("tokens", "admission", "book", "words", "fairness", "oracle")
+TESTS = ("tokens", "admission", "pressure", "book", "words", "fairness", "oracle")
 #: The tests take some ten seconds; a mutant that makes them go round for ever has been noticed as well.
 LONGEST_SECONDS = 120
 #: Two at a time: the size of the machines that this runs on.

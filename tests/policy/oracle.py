@@ -16,6 +16,7 @@ Of those who want one kind the earliest start of that kind is next; between kind
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -56,14 +57,16 @@ class Standing:
 
 @dataclass
 class Out:
-    """A lease that is out. `lent`: how many were before it."""
+    """A lease that is out. `size`: what it counts as; `lent`: how many were before it; `used`: as last read."""
 
     lease_id: LeaseId
     session: str
     ask: Ask
     lane: Lane
+    size: int
     promise: int
     lent: int
+    used: int = 0
 
 
 @dataclass
@@ -102,6 +105,8 @@ class Oracle:
     sessions: dict[str, set[UserId]] = field(default_factory=dict)
     promoted_users: set[UserId] = field(default_factory=set)
     kept: Kept | None = None
+    taken: int = 0
+    closed: bool = False
 
     # --- what it is told ---
 
@@ -138,6 +143,21 @@ class Oracle:
                 self._come_back({user} if was_at_cap else set())
                 return True
         return False
+
+    def claim(self, session: str, lease_id: LeaseId, memory_bytes: int) -> bool:
+        for out in self.leases:
+            if out.lease_id == lease_id and out.session == session:
+                size = rounded_size(memory_bytes)
+                if size > out.size and not self._may_grow(out, size):
+                    return False
+                out.size, out.promise = size, min(size, self.limits.memory_limit_bytes)
+                return True
+        return False
+
+    def note_memory(self, taken_bytes: int, used_bytes: Mapping[LeaseId, int], closed: bool) -> None:
+        self.taken, self.closed = taken_bytes, closed
+        for out in self.leases:
+            out.used = used_bytes.get(out.lease_id, 0)
 
     def adopt(self, session: str, lease_id: LeaseId, ask: Ask) -> bool:
         if lease_id.startswith(self.epoch + "-") or any(out.lease_id == lease_id for out in self.leases):
@@ -249,7 +269,11 @@ class Oracle:
             if self._is_holder(one) and self._fits(one):
                 return one
         firsts = self._in_turn(able)
-        if firsts and not self._fits(firsts[0]) and (self.kept is None or self._outranks(lane, self.kept)):
+        if (
+            firsts
+            and not self._fits_in_open_memory(firsts[0])
+            and (self.kept is None or self._outranks(lane, self.kept))
+        ):
             self.kept = Kept(firsts[0], self.lent)
         room = self._room(lane)
         if firsts and rounded_size(firsts[0].ask.memory_bytes) <= room:
@@ -293,26 +317,55 @@ class Oracle:
         return sum(out.ask.user == user for out in self.leases) >= self.limits.max_workers_per_user
 
     def promised_bytes(self) -> int:
-        """The memory of all leases, as it was promised when they were lent."""
+        """The memory of all leases, as it was promised when they were lent or last claimed it."""
         return sum(out.promise for out in self.leases)
 
+    def _held_bytes(self, lent_from: int = 0) -> int:
+        """What leases hold: their promise, or what they use if that is more."""
+        return sum(max(out.promise, out.used) for out in self.leases if out.lent >= lent_from)
+
+    def _free(self) -> int:
+        return self.limits.memory_limit_bytes - self.taken - self._held_bytes()
+
+    def _beyond(self) -> int:
+        """What is left beside the reservation and those that began after it was made."""
+        assert self.kept is not None
+        limit = self.limits.memory_limit_bytes
+        kept = min(rounded_size(self.kept.holder.ask.memory_bytes), limit)
+        return limit - self.taken - self._held_bytes(self.kept.lent_before) - kept
+
     def _fits(self, one: Standing) -> bool:
+        """In closed memory only what is free may start, and only where nothing is out."""
+        if self.closed:
+            return not self.leases and rounded_size(one.ask.memory_bytes) <= max(0, self._free())
+        return self._fits_in_open_memory(one)
+
+    def _fits_in_open_memory(self, one: Standing) -> bool:
         """A unit without need always fits, and any unit does where no memory is promised."""
-        size, promised = rounded_size(one.ask.memory_bytes), self.promised_bytes()
-        return (
-            size == 0
-            or promised == 0
-            or promised + min(size, self.limits.memory_limit_bytes) <= (self.limits.memory_limit_bytes)
-        )
+        size = rounded_size(one.ask.memory_bytes)
+        is_first = self.promised_bytes() == 0
+        return size == 0 or is_first or min(size, self.limits.memory_limit_bytes) <= self._free()
+
+    def _may_grow(self, out: Out, size: int) -> bool:
+        """Into what is free, and what began after a reservation only into what lies beyond it. One that was there
+        before it and has all the memory that is promised may take the rest, if memory is open."""
+        if size > self.limits.memory_limit_bytes:
+            return False
+        began_after = self.kept is not None and out.lent >= self.kept.lent_before
+        if not began_after and not self.closed and out.promise == self.promised_bytes():
+            return True
+        more = max(size, out.used) - max(out.promise, out.used)
+        if began_after and self.kept is not None and not self._outranks(out.lane, self.kept):
+            return more <= min(self._free(), self._beyond())
+        return more <= self._free()
 
     def _room(self, lane: Lane) -> float:
         """The largest size that others than the holder may start with."""
-        limit, promised = self.limits.memory_limit_bytes, self.promised_bytes()
+        if self.closed:
+            return -1 if self.leases else max(0, self._free())
         if self.kept is None or self._outranks(lane, self.kept):
-            return max(0, limit - promised) if promised else float("inf")
-        newcomers = sum(out.promise for out in self.leases if out.lent >= self.kept.lent_before)
-        beyond = limit - newcomers - min(rounded_size(self.kept.holder.ask.memory_bytes), limit)
-        return max(0, min(limit - promised, beyond))
+            return max(0, self._free()) if self.promised_bytes() else float("inf")
+        return max(0, min(self._free(), self._beyond()))
 
     @staticmethod
     def _outranks(lane: Lane, kept: Kept) -> bool:
@@ -367,8 +420,9 @@ class Oracle:
         self._forget_if_done(one.lane, one.ask.user)
 
     def _lend(self, lease_id: LeaseId, session: str, ask: Ask, lane: Lane) -> None:
-        promise = min(rounded_size(ask.memory_bytes), self.limits.memory_limit_bytes)
-        self.leases.append(Out(lease_id, session, ask, lane, promise, self.lent))
+        size = rounded_size(ask.memory_bytes)
+        promise = min(size, self.limits.memory_limit_bytes)
+        self.leases.append(Out(lease_id, session, ask, lane, size, promise, self.lent))
         self.lent += 1
         self._release_if_at_cap()
 

@@ -241,3 +241,146 @@ def test_less_memory_starts_nothing_until_there_is_room_and_more_does_at_once() 
     assert granted_names(book) == []
     book.set_limits(limits(memory=90))
     assert granted_names(book) == ["d"]
+
+
+# --- what others take, promises that grow, closed memory ---
+
+
+def lease_of(book: Book, ask_id: str) -> LeaseId:
+    """The lease that was lent for this ask."""
+    return next(lease.lease_id for lease in book.tokens.leases.values() if lease.ask_id == ask_id)
+
+
+def a_busy_book(**asked: int) -> Book:
+    """A book of 100 bytes, with a lease out for each name, of so many bytes."""
+    book = a_book(limits(memory=100))
+    for name, memory in asked.items():
+        book.ask("night", an_ask(name, name, memory=memory))
+    assert granted_names(book) == list(asked)
+    return book
+
+
+@examples(40)
+@given(seed=SEEDS)
+def test_nothing_is_lent_or_grows_beyond_what_is_free(seed: int) -> None:
+    """Whatever was read before: what is lent, and what a promise grows by, was free. Only who is alone may have more
+    than that, and never more than the budget."""
+    luck = random.Random(seed)
+    talk = Talk(any_limits(luck))
+    limit = talk.limits.memory_limit_bytes
+    for _ in range(50):
+        talk.say_anything(luck)
+        talk.grants()
+        talk.set_limits(limits(memory=limit))
+        if not talk.out:
+            continue
+        lease_id = luck.choice(list(talk.out))
+        before, free = talk.out[lease_id], talk.free_bytes()
+        is_alone = before.promise == talk.promised_bytes()
+        met = talk.claim(before.session, lease_id, luck.randint(0, limit + 5))
+        after = talk.out[lease_id]
+        assert after.promise <= limit
+        if met and after.promise > before.promise and not is_alone:
+            assert max(after.promise, after.used) - max(before.promise, before.used) <= free
+        assert met or after == before
+
+
+def test_what_others_take_is_not_lent() -> None:
+    """Of 100 bytes others have 30 and one unit 40: a unit of 40 waits until others give some of it back."""
+    book = a_busy_book(ann=40)
+    book.note_memory(30, {}, False)
+    book.ask("night", an_ask("bob", "bob", memory=40))
+    assert book.grants() == []
+    assert book.waits("night") == {"bob": "memory"}
+    book.note_memory(20, {}, False)
+    assert granted_names(book) == ["bob"]
+
+
+def test_a_unit_begins_alone_whatever_others_have() -> None:
+    """Where nothing is promised a unit starts though its need is not free: it may never be, and it must get a try."""
+    book = a_book(limits(memory=100))
+    book.note_memory(60, {}, False)
+    book.ask("night", an_ask("large", "ann", memory=90))
+    assert granted_names(book) == ["large"]
+
+
+def test_what_a_unit_uses_beyond_its_promise_is_not_lent() -> None:
+    """A unit of 40 that uses 70 leaves 30; when it has shrunk to its promise again, 60."""
+    book = a_busy_book(ann=40)
+    book.note_memory(0, {lease_of(book, "ann"): 70}, False)
+    book.ask("night", an_ask("bob", "bob", memory=50))
+    assert book.grants() == []
+    book.note_memory(0, {lease_of(book, "ann"): 35}, False)
+    assert granted_names(book) == ["bob"]
+
+
+def test_a_promise_grows_into_what_is_free_and_shrinks() -> None:
+    """Beside 40 of another, a promise of 20 grows to 60 and no further; shrunk, it makes room for a third."""
+    book = a_busy_book(ann=40, bob=20)
+    bob = lease_of(book, "bob")
+    assert not book.claim("night", bob, 62)
+    assert book.memory.promised_bytes == 60
+    assert book.claim("night", bob, 60)
+    book.ask("night", an_ask("cy", "cy", memory=30))
+    assert book.grants() == []
+    assert book.claim("night", bob, 30)
+    assert granted_names(book) == ["cy"]
+    assert not book.claim("day", bob, 20), "it is another session's"
+    end_lease_of(book, "bob")
+    assert book.memory.promised_bytes == 70
+    assert not book.claim("night", bob, 20), "it has ended"
+
+
+def test_what_is_used_already_is_not_asked_for_twice() -> None:
+    """A unit of 20 that uses 50 of the 60 that are left can be promised all of the 60."""
+    book = a_busy_book(ann=40, bob=20)
+    book.note_memory(0, {lease_of(book, "bob"): 50}, False)
+    assert book.claim("night", lease_of(book, "bob"), 60)
+
+
+def test_who_is_alone_may_grow_to_the_whole_budget_and_no_further() -> None:
+    """Others have taken a part, as they may before a unit starts alone; in closed memory that is over."""
+    book = a_busy_book(ann=20)
+    ann = lease_of(book, "ann")
+    book.note_memory(50, {}, False)
+    assert book.claim("night", ann, 96)
+    assert not book.claim("night", ann, 104)
+    assert book.claim("night", ann, 20)
+    book.note_memory(50, {}, True)
+    assert not book.claim("night", ann, 60)
+    assert book.claim("night", ann, 50)
+
+
+def test_growth_leaves_room_for_the_reservation() -> None:
+    """A newcomer cannot grow into what is kept; the unit that the holder waits for can."""
+    book = a_held_book()
+    book.ask("night", an_ask("newcomer", "cy", memory=10))
+    assert granted_names(book) == ["newcomer"]
+    assert not book.claim("night", lease_of(book, "newcomer"), 24)
+    assert book.claim("night", lease_of(book, "newcomer"), 20)
+    assert book.claim("night", lease_of(book, "s0"), 80)
+    end_lease_of(book, "s0")
+    assert granted_names(book) == ["large"]
+
+
+def test_in_closed_memory_nothing_starts_beside_what_is_out() -> None:
+    """However small it is. Alone one unit starts if its need is free; when memory is open again, all do."""
+    book = a_busy_book(ann=20)
+    book.note_memory(60, {}, True)
+    for name, memory in (("large", 50), ("small", 30), ("nothing", 0)):
+        book.ask("night", an_ask(name, name, memory=memory))
+    assert book.grants() == []
+    assert set(book.waits("night").values()) == {"memory"}
+    end_lease_of(book, "ann")
+    assert granted_names(book) == ["small"]
+    book.note_memory(10, {}, False)
+    assert granted_names(book) == ["large", "nothing"]
+
+
+def test_closed_memory_reserves_nothing() -> None:
+    """A unit that waits only because memory is closed has no reservation, which would keep others out afterwards."""
+    book = a_busy_book(ann=20)
+    book.note_memory(0, {}, True)
+    book.ask("night", an_ask("small", "bob", memory=30))
+    assert book.grants() == []
+    assert holder(book) is None

@@ -43,6 +43,7 @@ def compare(talk: Talk, oracle: Oracle) -> None:
     }
     assert dict(book.tokens.by_user) == dict(talk.users())
     assert book.memory.promised_bytes == oracle.promised_bytes()
+    assert book.memory.free_bytes == talk.free_bytes()
     assert book.tokens.cpu_target == oracle.target
 
 
@@ -82,6 +83,19 @@ class BookMachine(RuleBasedStateMachine):
     def give_back(self, data: st.DataObject, cost: float) -> None:
         self.talk.give_back(data.draw(st.sampled_from(list(self.talk.out))), cost)
         self.talk.grants()
+
+    @precondition(lambda self: self.talk.out)
+    @rule(data=st.data(), memory=MEMORY)
+    def claim(self, data: st.DataObject, memory: int) -> None:
+        lease_id = data.draw(st.sampled_from(list(self.talk.out)))
+        self.talk.claim(self.talk.out[lease_id].session, lease_id, memory)
+
+    @rule(data=st.data(), taken=MEMORY, closed=st.booleans(), grant=st.booleans())
+    def reading(self, data: st.DataObject, taken: int, closed: bool, grant: bool) -> None:
+        uses = st.dictionaries(st.sampled_from([*self.talk.out, LeaseId("ended")]), MEMORY)
+        self.talk.note_memory(taken, data.draw(uses), closed)
+        if grant:
+            self.talk.grants()
 
     @precondition(lambda self: self.talk.standing)
     @rule(data=st.data())

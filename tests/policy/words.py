@@ -11,8 +11,8 @@ import os
 import pickle
 import random
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from hypothesis import settings
@@ -102,6 +102,15 @@ GARBAGE: Final[tuple[tuple[str, tuple[Any, ...]], ...]] = (
     ("give_back", ("day", LeaseId(f"{EPOCH}-999999"), 1.0)),
     ("give_back", ("nobody", LeaseId(f"{EPOCH}-1"), 1.0)),
     ("promote", (UserId("nobody"),)),
+    ("claim", ("day", LeaseId(f"{EPOCH}-999999"), 10)),
+    ("claim", ("nobody", LeaseId(f"{EPOCH}-1"), 10)),
+    ("claim", ("day", LeaseId(f"{EPOCH}-1"), -1)),
+    ("claim", ("day", LeaseId(f"{EPOCH}-1"), 1.5)),
+    ("note_memory", (-1, {}, False)),
+    ("note_memory", (True, {}, False)),
+    ("note_memory", (0, {LeaseId(f"{EPOCH}-1"): -1}, False)),
+    ("note_memory", (0, {LeaseId(f"{EPOCH}-1"): None}, False)),
+    ("note_memory", (0, {}, None)),
 )
 
 
@@ -111,7 +120,8 @@ def all_that_can_be_seen(book: Book) -> dict[str, Any]:
         "leases": dict(book.tokens.leases),
         "users": dict(book.tokens.by_user),
         "obstacles": {(lane, kind): book.tokens.obstacle(lane, kind) for lane in Lane for kind in TokenKind},
-        "memory": (book.memory.promised_bytes, book.memory.reservation, [book.memory.room(lane) for lane in Lane]),
+        "memory": (book.memory.promised_bytes, book.memory.free_bytes, book.memory.closed, book.memory.reservation),
+        "room": [book.memory.room(lane) for lane in Lane],
         "waits": {session: (book.waits(session), book.promoted(session)) for session in SESSIONS},
         "waiting": book.waiting(),
         "kept to itself": pickle.dumps(book),
@@ -136,6 +146,7 @@ class Out:
     lane: Lane
     ask: Ask
     promise: int
+    used: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +169,7 @@ class Talk:
 
     def __init__(self, given: Limits, *others: Any, at_grant: Callable[[Started], None] | None = None) -> None:
         self.limits = self.log_limits = given
+        self.taken, self.closed = 0, False
         self._scaled: int | None = None
         self.book = Book(given, epoch=EPOCH)
         self.standing: dict[tuple[str, str], tuple[Lane, Ask]] = {}
@@ -205,6 +217,18 @@ class Talk:
         assert self._tell("give_back", session, lease_id, cost)
         assert not self._tell("give_back", session, lease_id, cost), "it ended a second time"
         self._ended(lease_id)
+
+    def claim(self, session: str, lease_id: LeaseId, memory: int) -> bool:
+        met = self._tell("claim", session, lease_id, memory)
+        if met:
+            promise = min(size_class(memory), self.limits.memory_limit_bytes)
+            self.out[lease_id] = replace(self.out[lease_id], promise=promise)
+        return bool(met)
+
+    def note_memory(self, taken: int, used: Mapping[LeaseId, int], closed: bool) -> None:
+        self._tell("note_memory", taken, used, closed)
+        self.taken, self.closed = taken, closed
+        self.out = {lease_id: replace(out, used=used.get(lease_id, 0)) for lease_id, out in self.out.items()}
 
     def adopt(self, session: str, lease_id: LeaseId, ask: Ask) -> None:
         taken = self._tell("adopt", session, lease_id, ask)
@@ -271,8 +295,8 @@ class Talk:
     def say_anything(self, luck: random.Random, *, memory: int = 130, limits_change: bool = True) -> str:
         """One random word, sound or late or of no consequence. Answers with its name."""
         word = luck.choices(
-            ("ask", "give_back", "withdraw", "promote", "end", "adopt", "limits", "target"),
-            (45, 35, 6, 2, 1, 2 * limits_change, 3 * limits_change, 3 * limits_change),
+            ("ask", "give_back", "withdraw", "promote", "end", "claim", "adopt", "limits", "target", "reading"),
+            (45, 35, 6, 2, 1, 8, *(weight * limits_change for weight in (2, 3, 3, 8))),
         )[0]
         session, user = luck.choice(SESSIONS), luck.choice(USERS)
         if word == "ask":
@@ -288,6 +312,11 @@ class Talk:
         elif word == "end":
             luck.choice((self.end_asks, self.end_session))(session)
             self.begin_session(session)
+        elif word == "claim" and self.out:
+            lease_id = luck.choice(list(self.out))
+            self.claim(self.out[lease_id].session, lease_id, luck.choice((0, luck.randint(0, memory), memory // 4)))
+        elif word == "reading":
+            self.note_memory(*self.any_reading(luck, memory))
         elif word == "adopt":
             self._names += 1
             wish = self._any_wish(luck, memory)
@@ -297,6 +326,16 @@ class Talk:
         elif word == "target":
             self.scale_to(luck.choice([None, *range(7)]))
         return word
+
+    def any_reading(self, luck: random.Random, memory: int = 130) -> tuple[int, dict[LeaseId, int], bool]:
+        """What others have taken, what some of the leases use, and whether memory is closed."""
+        taken = luck.choice((0, luck.randint(0, memory // 4), luck.randint(0, memory)))
+        used = {
+            lease_id: luck.randint(0, 2 * out.promise + memory // 16)
+            for lease_id, out in self.out.items()
+            if luck.random() < 0.7
+        }
+        return taken, used, luck.random() < 0.25
 
     def _any_wish(self, luck: random.Random, memory: int) -> dict[str, Any]:
         return {
@@ -342,6 +381,11 @@ class Talk:
     def promised_bytes(self) -> int:
         """What the leases that are out were promised."""
         return sum(out.promise for out in self.out.values())
+
+    def free_bytes(self) -> int:
+        """What is neither taken nor held: a lease holds its promise, or what it uses if that is more."""
+        held = sum(max(out.promise, out.used) for out in self.out.values())
+        return self.limits.memory_limit_bytes - self.taken - held
 
 
 def any_limits(luck: random.Random, memory: int = 130) -> Limits:
