@@ -21,9 +21,9 @@ from engine.policy import estimates
 from engine.policy.estimates import Estimate
 from engine.ports import Ask, FetchFailed, Return
 from engine.reasons import Reason
-from engine.run import spool_for
 from engine.settings import Settings
 from engine.sources import beneath
+from engine.spool import spool_for
 from engine.workers import results
 from engine.workers.supervisor import Bounds, Ended, Finished, Lost, Supervisor, Worker
 

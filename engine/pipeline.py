@@ -198,6 +198,15 @@ class UserPipeline:
         if unit.stage is Stage.INDEX:
             self._index_asked = False
 
+    def refuse(self, unit: Unit, failure: Failure) -> None:
+        """The unit can never start, as the disk is now; the next run may fare better."""
+        self._open_units.discard(unit)
+        for piece in unit.pieces:
+            if unit.stage is Stage.INDEX:
+                self._failed(unit, piece, failure, Cost(began=self._clock.now()))
+            elif piece.item is not None and self._is_live(piece.item):
+                self._fetch_failed(piece.item, failure)
+
     @property
     def idle(self) -> bool:
         """Nothing is left to do or to wait for."""
@@ -365,7 +374,8 @@ class UserPipeline:
         plan = self._writer.faiss_plan()
         if plan is None:
             return None
-        return self._unit(Stage.INDEX, [Piece(estimate=estimates.indexing(vectors=plan.count, dim=self._plan.dim))])
+        estimate = estimates.indexing(vectors=plan.count, dim=self._plan.dim)
+        return self._unit(Stage.INDEX, [Piece(estimate=estimate, size_bytes=plan.count * self._plan.dim * 4)])
 
     # --- a unit begins ---
 

@@ -330,6 +330,12 @@ class Supervisor:
         self._lose(worker, failure, reports, may_blame=False)
         return reports
 
+    def stop(self, worker: Worker, failure: Failure) -> list[Report]:
+        """Stop a worker for what it does: as `kill`, but the order that is being done is to blame."""
+        reports: list[Report] = []
+        self._lose(worker, failure, reports)
+        return reports
+
     def close(self) -> None:
         """Kill every worker, wait until all are gone, and remove what they left. Idempotent."""
         for worker in list(self._workers):
