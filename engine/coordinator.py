@@ -59,7 +59,7 @@ from engine.telemetry import Notice, Progressed, Reporter, UserBegan, WorkerDied
 from engine.way import Cost, Unit, Work
 from engine.workers.supervisor import Bounds, Ended, Finished, Lost, Report, Supervisor, Worker
 from indexes import lock, paths
-from indexes.errors import IndexBusy, IndexFault
+from indexes.errors import IndexBusy, IndexFault, IndexFull
 from indexes.records import ItemKey, Published
 from indexes.writer import Writer, open_writer
 
@@ -468,10 +468,8 @@ class Coordinator:
         """What goes wrong with one user's index ends the work on that user, and on nobody else."""
         try:
             yield
-        except IndexFault as error:
-            self._give_up(opened, str(error))
-        except OSError as error:
-            if error.errno in _NO_ROOM:
+        except (IndexFault, OSError) as error:
+            if isinstance(error, IndexFull) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
                 said = f"the disk is full: {error}; free space, then run again"
                 self._draining = self._draining or (EXIT_CANNOT, said)
             self._give_up(opened, str(error))

@@ -25,6 +25,7 @@ from engine.opening import desk_for, make_data_dir
 from engine.plan import make_plan
 from engine.policy.turns import Rules, rules_for
 from engine.ports import StageFailed
+from engine.prune import prune_some
 from engine.settings import LEDGER_FILE, Settings
 from engine.spool import find_short, spool_for
 from engine.survey import Orders
@@ -120,6 +121,8 @@ def run(
                 coordinator.close()
             # Without the troubles: they name people's folders, and outlive the people here.
             ledger.end_run(number, report.exit_code, {**report.to_json(), "troubles": len(report.troubles)})
+            if kind == "init":
+                prune_some(settings, ledger, clock.now())
         return report
 
 
