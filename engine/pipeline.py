@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.document import MAX_NOTES, Chunk, Document, Method, Page, cut_to_limit, merge_page
+from engine.document import MAX_NOTES, MAX_PAGE_CHARS, Chunk, Document, Method, Page, cut_to_limit, merge_page
 from engine.errors import MalformedMessage
 from engine.model import (
     Failure,
@@ -36,7 +36,7 @@ from engine.model import (
 )
 from engine.parts import PartStore
 from engine.plan import Plan
-from engine.policy import estimates, units
+from engine.policy import estimates, spool, units
 from engine.policy.estimates import Estimate
 from engine.policy.retries import after_failure, keeps_published
 from engine.ports import Attempt, Clock, FetchFailed, ItemRecord, Ledger, Move, Source
@@ -69,8 +69,6 @@ WINDOW_ITEMS, WINDOW_LOW = 256, 64
 FLUSH_ATTEMPTS, FLUSH_SECONDS = 64, 0.25
 #: Attachments within attachments. Real mails are forwarded three or four times over.
 MOST_NESTED = 5
-#: Text of one page that OCR read; the densest printed pages hold some 20,000.
-MAX_PAGE_CHARS = 1_000_000
 #: Names of attachments are parts of paths, and those of messages.
 _PART_NAME_CHARS = 255
 #: Separates the key of a mail from the number of its part. No path holds two slashes in a row.
@@ -544,7 +542,8 @@ class UserPipeline:
             case Stage.EXTRACT:
                 self._extracted(piece.item, result, outbox)
             case Stage.OCR:
-                page = Page.from_json(results.read_json(outbox, result, "page"))
+                most = spool.PAGE_JSON_BYTES
+                page = Page.from_json(results.read_json(outbox, result, "page", most=most, most_chars=most))
                 text = page.text[:MAX_PAGE_CHARS]
                 self._recognised(piece, replace(page, number=piece.page, text=text, needs_ocr=False))
                 self._work.ocr_pages += 1
@@ -557,7 +556,9 @@ class UserPipeline:
 
     def _extracted(self, item: Item | None, result: Mapping[str, Any], outbox: Path) -> None:
         assert item is not None
-        document = _fit(item.record, Document.from_json(results.read_json(outbox, result, "document")))
+        most, most_chars = spool.DOCUMENT_JSON_BYTES, spool.DOCUMENT_JSON_CHARS
+        table = results.read_json(outbox, result, "document", most=most, most_chars=most_chars)
+        document = _fit(item.record, Document.from_json(table))
         self._take_parts(item, document, outbox)
         wants_ocr = any(page.needs_ocr for page in document.pages)
         version = self._plan.extracts[1 if wants_ocr else 0]
@@ -665,10 +666,10 @@ class UserPipeline:
 
     def _chunked(self, item: Item | None, result: Mapping[str, Any], outbox: Path) -> None:
         assert item is not None
-        table = results.read_json(outbox, result, "chunks")
-        if not isinstance(table, list):
-            raise MalformedMessage("chunks is not a list")
-        chunks = tuple(record_of(Chunk.from_json(entry)) for entry in table)
+        lines = results.read_json_lines(
+            outbox, result, "chunks", most=spool.chunks_limit(item.chars), most_of_a_line=spool.CHUNK_LINE_BYTES
+        )
+        chunks = tuple(record_of(Chunk.from_json(entry)) for entry in lines)
         self._writer.save_chunks(*item.key, self._plan.chunking, chunks)
         self._work.chunked += 1
         self._have_chunks(item, chunks)

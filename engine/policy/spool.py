@@ -14,7 +14,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from engine.document import MAX_TEXT_CHARS
+from engine.document import MAX_PAGE_CHARS, MAX_TEXT_CHARS
 from engine.model import Stage
 
 #: A document of the longest text allowed, whose characters take at most 4 bytes as UTF-8 (what stands for itself twice,
@@ -22,8 +22,17 @@ from engine.model import Stage
 DOCUMENT_JSON_BYTES = 4 * MAX_TEXT_CHARS + (32 << 20)
 #: What the program `tesseract` is given lies in the outbox for a moment: a page of 256 million pixels, in colours.
 PAGE_IMAGE_BYTES = 1 << 30
-#: A chunk's text, its keywords, and both as JSON: four times the characters, of up to 4 bytes, for what is cut.
+#: The same as characters, of which quotes and line breaks are written as two.
+DOCUMENT_JSON_CHARS = 2 * MAX_TEXT_CHARS + (16 << 20)
+#: A page's text as JSON: a million characters as six bytes each (control characters), and its few other fields.
+PAGE_JSON_BYTES = 6 * MAX_PAGE_CHARS + (1 << 16)
+#: Chunks as JSON: Chinese, where every character is a keyword of its own and one with its neighbour, takes 14.3 bytes
+#: for each character [measured], English 2.1.
 CHUNK_BYTES_A_CHAR = 16
+#: Beyond that, for documents of 50,000 pages of a word each.
+CHUNKS_BYTES = 8 << 20
+#: The longest chunk that a document may have, as document.Chunk bounds it, in bytes of up to 4 for a character.
+CHUNK_LINE_BYTES = 4 * 500_000 + (1 << 16)
 #: A vector of 1,024 numbers of 4 bytes; ours have 384 or fewer.
 VECTOR_BYTES = 4096
 #: Orders in a row that found no room on the disk, though it seemed to be there (a quota): more would only fail alike.
@@ -64,13 +73,18 @@ def outbox_limit(stage: Stage, orders: int, size_bytes: int) -> int:
             # Attachments are never larger than the mail; an embedded file may be packed, within what readers allow.
             return orders * DOCUMENT_JSON_BYTES + 4 * size_bytes
         case Stage.OCR:
-            return orders * 8 * 10**6 + PAGE_IMAGE_BYTES
+            return orders * PAGE_JSON_BYTES + PAGE_IMAGE_BYTES
         case Stage.CHUNK:
-            return CHUNK_BYTES_A_CHAR * size_bytes + orders * (1 << 20)
+            return chunks_limit(size_bytes) + (orders - 1) * CHUNKS_BYTES
         case Stage.INDEX:
             return 2 * size_bytes + (64 << 20)
         case _:
             return max(1, size_bytes) * VECTOR_BYTES + (1 << 20)
+
+
+def chunks_limit(chars: int) -> int:
+    """Bytes of the chunks of a document with so many characters."""
+    return CHUNK_BYTES_A_CHAR * chars + CHUNKS_BYTES
 
 
 class Verdict(StrEnum):
