@@ -636,14 +636,16 @@ class Coordinator:
     def _has_room(self, owner: _Open, unit: Unit) -> bool:
         """There is room on the disk for what the unit copies and writes. If not, it is put back, or has failed."""
         verdict = self._room.ask(owner.user, unit.need)
-        if verdict is Verdict.GO:
+        if verdict is Verdict.GO and self._draining is None:
             return True
         with self._on_behalf_of(owner):
-            if verdict is Verdict.WAIT:
-                owner.pipeline.put_back(unit)
-            else:
+            if verdict is Verdict.NEVER or (verdict is Verdict.FULL and unit.stage is Stage.INDEX):
                 owner.pipeline.refuse(unit, self._room.refusal(unit.need))
                 self._stir(owner)
+                return False
+            owner.pipeline.put_back(unit)
+        if verdict is Verdict.FULL:
+            self._draining = self._draining or (EXIT_CANNOT, self._room.shortage(unit.need))
         return False
 
     def _new_asks(self) -> Iterator[Ask]:

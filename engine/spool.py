@@ -151,12 +151,19 @@ class SpoolRoom:
 
     def refusal(self, need: Need) -> Failure:
         """Why a unit can never start."""
-        free, reserve = self._free_bytes(), self._settings.disk_reserve_bytes
-        detail = (
-            f"it takes {_megabytes(need.disk_bytes)} of the disk while it is worked on; {_megabytes(free)} are free, "
-            f"of which {_megabytes(reserve)} are kept (NIGHTMILL_DISK_RESERVE)"
-        )
+        detail = f"it takes {_megabytes(need.disk_bytes)} of the disk while it is worked on; {self._left()}"
         return Failure(reason=Reason.DISK_FULL, detail=detail)
+
+    def shortage(self, need: Need) -> str:
+        """Why nothing more can start."""
+        return (
+            f"the disk of {self._settings.data_dir} has no room for the next files, which take "
+            f"{_megabytes(need.disk_bytes)} while they are worked on: {self._left()}; free space, or lower the reserve"
+        )
+
+    def _left(self) -> str:
+        free, reserve = self._free_bytes(), self._settings.disk_reserve_bytes
+        return f"{_megabytes(free)} are free, of which NIGHTMILL_DISK_RESERVE keeps {_megabytes(reserve)}"
 
     def _free_bytes(self) -> int:
         return guards.disk_free_bytes(self._settings.data_dir)

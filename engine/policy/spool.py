@@ -6,6 +6,7 @@ yet or not, and again in what is free: what was promised must fit even where not
     ask -> GO      take(...) ... give_back(...)
         -> WAIT    the first to wait goes before all that could not start beside it
         -> NEVER   nothing else is out, and the disk would still have less than its reserve
+        -> FULL    the same, and it is not the unit that is large: the disk has no room to work in
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ CHUNKS_BYTES = 8 << 20
 CHUNK_LINE_BYTES = 4 * 500_000 + (1 << 16)
 #: A vector of 1,024 numbers of 4 bytes; ours have 384 or fewer.
 VECTOR_BYTES = 4096
+#: With less room than this above its reserve a disk is full, and with more a unit that has no room is too large for it:
+#: what most files of 20 MB take.
+LEAST_BYTES = 64 << 20
 #: Orders in a row that found no room on the disk, though it seemed to be there (a quota): more would only fail alike.
 FULL_IN_A_ROW = 3
 
@@ -55,8 +59,8 @@ def need_of(stage: Stage, size_bytes: int) -> Need:
             # The copy; its attachments in the outbox, which are no more than it; and those laid by.
             return Need(spool_bytes=2 * size_bytes, disk_bytes=3 * size_bytes)
         case Stage.CHUNK:
-            took = (4 + CHUNK_BYTES_A_CHAR) * size_bytes
-            return Need(spool_bytes=took, disk_bytes=took)
+            # The document and its chunks, as they mostly are; what they may be at most is up to outbox_limit.
+            return Need(spool_bytes=8 * size_bytes, disk_bytes=8 * size_bytes)
         case Stage.INDEX:
             # The vectors, the FAISS file made of them, its draft beside the index, and the one that it replaces.
             return Need(spool_bytes=2 * size_bytes, disk_bytes=3 * size_bytes)
@@ -93,14 +97,15 @@ class Verdict(StrEnum):
     GO = "go"
     WAIT = "wait"
     NEVER = "never"
+    FULL = "full"
 
 
 class SpoolBudget:
     """What is spoken for of one run's spool, by unit, and who waits first."""
 
-    def __init__(self, limit_bytes: int, reserve_bytes: int) -> None:
-        """reserve_bytes: free space that the disk keeps whatever starts."""
-        self._limit, self._reserve = limit_bytes, reserve_bytes
+    def __init__(self, limit_bytes: int, reserve_bytes: int, least_bytes: int = LEAST_BYTES) -> None:
+        """reserve_bytes: free space that the disk keeps whatever starts; least_bytes: see LEAST_BYTES."""
+        self._limit, self._reserve, self._least = limit_bytes, reserve_bytes, least_bytes
         self._taken: dict[Hashable, Need] = {}
         self._first: tuple[Hashable, Need] | None = None
 
@@ -124,7 +129,7 @@ class SpoolBudget:
             if free_bytes - need.disk_bytes >= self._reserve:
                 return Verdict.GO
             self._first = None
-            return Verdict.NEVER
+            return Verdict.NEVER if free_bytes - self._reserve >= self._least else Verdict.FULL
         ahead = Need()
         if self._first is not None and self._first[0] != asker:
             ahead = self._first[1]
