@@ -30,6 +30,7 @@ from engine.model import Counts, ItemState, Lane, UserId
 from engine.printing import printable, printable_lines
 from engine.reasons import CATALOGUE, Reason
 from engine.settings import INDEXES_FOLDER, LEDGER_FILE, SETTINGS, Settings, own_settings
+from engine.sizes import format_size
 from engine.telemetry import WAITS, choose_reporter, set_up_logging
 
 if TYPE_CHECKING:
@@ -191,6 +192,8 @@ def make_parser() -> argparse.ArgumentParser:
     command(of_scheduler, "status", _scheduler_status, "who holds how many tokens")
     command(of_scheduler, "stop", _scheduler_stop, "end it; coordinators that work start another")
 
+    prune = command(commands, "prune", _prune, "give back disk space: old history, what killed processes left, logs")
+    prune.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
     command(commands, "settings", _show_settings, "every setting, its value and where it comes from")
     command(commands, "doctor", _doctor, "what this machine offers, and what is missing")
     completion = command(commands, "completion", _completion, "the completion script of a shell", plain)
@@ -762,6 +765,25 @@ def _scheduler_stop(settings: Settings, given: argparse.Namespace) -> int:
         _print_json({"stopped": stopped})
     else:
         print("stopped" if stopped else "not running")
+    return 0
+
+
+def _prune(settings: Settings, given: argparse.Namespace) -> int:
+    from engine.prune import prune
+
+    with _ledger(settings) as ledger:
+        done = prune(settings, ledger, time.time(), dry_run=given.dry_run)
+    if given.json:
+        _print_json({"dry_run": given.dry_run, **asdict(done)})
+        return 0
+    went = "would go" if given.dry_run else "went"
+    print(f"history older than {settings.keep_days} days: {done.attempts:,} attempts and {done.runs:,} runs {went}")
+    print(
+        f"left by dead processes: {_number(done.spools, 'spool')} of {format_size(done.spool_bytes)} and "
+        f"{_number(done.sessions, 'session')} {went}"
+    )
+    empty = "are empty in the ledger" if given.dry_run else "of the ledger's file were given back"
+    print(f"logs: {format_size(done.log_bytes)} {went}; {format_size(done.ledger_bytes)} {empty}")
     return 0
 
 

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine import guards
+from engine import spool as spools
 from engine.desk import Desk
 from engine.errors import CannotRunError, UsageError
 from engine.fetching import FetchThreads
@@ -50,6 +50,7 @@ from engine.parts import PartStore
 from engine.pipeline import Kept, UserPipeline
 from engine.plan import Plan
 from engine.policy.peaks import Peaks
+from engine.policy.spool import FULL_IN_A_ROW, Verdict
 from engine.policy.turns import Backlog, Rules, Turns
 from engine.ports import Ask, Clock, Ledger, Return, Source
 from engine.reasons import Reason
@@ -60,7 +61,7 @@ from engine.telemetry import Notice, Progressed, Reporter, UserBegan, WorkerDied
 from engine.way import Cost, Unit, Work
 from engine.workers.supervisor import Bounds, Ended, Finished, Lost, Report, Supervisor, Worker
 from indexes import lock, paths
-from indexes.errors import IndexBusy, IndexFault
+from indexes.errors import IndexBusy, IndexFault, IndexFull
 from indexes.records import ItemKey, Published
 from indexes.writer import Writer, open_writer
 
@@ -72,9 +73,9 @@ WAIT_SECONDS = 0.05
 BULK_NICENESS = 10
 #: Copies of files at once: a disk or a network folder may be slow.
 FETCH_THREADS = 4
-#: How often free disk space is looked at, progress said, and open users looked at of whom nothing was heard (they may
-#: have something to publish).
-DISK_SECONDS, PROGRESS_SECONDS, SWEEP_SECONDS = 5.0, 0.2, 0.5
+#: How often free disk space and workers' outboxes are looked at, progress said, and open users looked at of whom
+#: nothing was heard (they may have something to publish). A disk takes some 500 MB a second at most: the reserve.
+DISK_SECONDS, PROGRESS_SECONDS, SWEEP_SECONDS = 0.5, 0.2, 0.5
 #: How often the desk is asked why users wait; its bell says when they wait no longer.
 EXPLAIN_SECONDS = 0.5
 #: Removals are names only; all of them are taken up at once.
@@ -213,6 +214,9 @@ class Coordinator:
         self._supervisor.watch(self._wake_out, self._drain_wake)
         self._supervisor.watch(desk.bell_fd, self._hear_bell)
         self._threads = FetchThreads(FETCH_THREADS)
+        self._room = spools.SpoolRoom(settings)
+        #: Orders in a row that found no room on the disk.
+        self._full_in_a_row = 0
         self._copied: queue.SimpleQueue[tuple[_Going, list[Fetched | Failure] | BaseException]] = queue.SimpleQueue()
         self._surveyor: Surveyor | None = None
         #: Users of whom the surveyor has not said yet what becomes of them.
@@ -344,10 +348,20 @@ class Coordinator:
             self._draining = EXIT_DEADLINE, "the deadline was reached; the rest comes next time, stalest users first"
         if now - self._looked_at_disk >= DISK_SECONDS:
             self._looked_at_disk = now
-            free = guards.disk_free_bytes(self._settings.data_dir)
-            if self._draining is None and free < self._settings.disk_reserve_bytes:
-                text = f"only {free // 10**6:,} MB are free on the disk of {self._settings.data_dir}; free space"
-                self._draining = EXIT_CANNOT, text
+            self._look_at_disk()
+
+    def _look_at_disk(self) -> None:
+        """Below the reserve nothing is begun, and what is there is published; far below it nothing runs on."""
+        short = spools.find_short(self._settings)
+        if short is not None:
+            self._draining = self._draining or (EXIT_CANNOT, str(short))
+            if short.badly:
+                self._stop_units()
+        for going in list(self._going.values()):
+            wrote = spools.bytes_in(going.worker.outbox) if going.assigned else 0
+            if wrote > going.unit.outbox_limit and going.name in self._going:
+                lie = f"it wrote {wrote // 10**6:,} MB, and may write {going.unit.outbox_limit // 10**6:,} MB"
+                self._hear_all(self._supervisor.stop(going.worker, Failure(reason=Reason.PROTOCOL, detail=lie)))
 
     def _hear_of_users(self) -> None:
         """Take in what the surveyor has found."""
@@ -461,10 +475,8 @@ class Coordinator:
         """What goes wrong with one user's index ends the work on that user, and on nobody else."""
         try:
             yield
-        except IndexFault as error:
-            self._give_up(opened, str(error))
-        except OSError as error:
-            if error.errno in _NO_ROOM:
+        except (IndexFault, OSError) as error:
+            if isinstance(error, IndexFull) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
                 said = f"the disk is full: {error}; free space, then run again"
                 self._draining = self._draining or (EXIT_CANNOT, said)
             self._give_up(opened, str(error))
@@ -594,6 +606,7 @@ class Coordinator:
         self._open.pop(opened.user, None)
         self._to_ask.pop(opened.user, None)
         self._to_look.pop(opened.user, None)
+        self._room.forget(opened.user)
         opened.stack.close()
 
     # --- tokens ---
@@ -623,21 +636,40 @@ class Coordinator:
             self._waits = answer.waits
         for grant in answer.grants:
             owner = self._askers.pop(grant.ask_id, None)
-            if owner is None:
+            unit = None if owner is None else owner.asked.pop(grant.ask_id)
+            if owner is None or unit is None or not self._has_room(owner, unit):
                 self._returns.append(Return(lease_id=grant.lease_id, cost_seconds=0.0))
                 continue
-            self._begin(owner, owner.asked.pop(grant.ask_id), grant.lease_id)
+            self._begin(owner, unit, grant.lease_id)
+
+    def _has_room(self, owner: _Open, unit: Unit) -> bool:
+        """There is room on the disk for what the unit copies and writes. If not, it is put back, or has failed."""
+        verdict = self._room.ask(owner.user, unit.need)
+        if verdict is Verdict.GO and self._draining is None:
+            return True
+        with self._on_behalf_of(owner):
+            if verdict is Verdict.NEVER or (verdict is Verdict.FULL and unit.stage is Stage.INDEX):
+                owner.pipeline.refuse(unit, self._room.refusal(unit.need))
+                self._stir(owner)
+                return False
+            owner.pipeline.put_back(unit)
+        if verdict is Verdict.FULL:
+            self._draining = self._draining or (EXIT_CANNOT, self._room.shortage(unit.need))
+        return False
 
     def _new_asks(self) -> Iterator[Ask]:
         """For those of whom there was news: nobody else has more to begin than before."""
         most = min(self._desk.limits.max_workers_per_user, self._desk.limits.cpu_limit + 1)
+        for user in self._room.take_stirred():
+            if user in self._open:
+                self._stir(self._open[user])
         to_ask, self._to_ask = self._to_ask, {}
         for opened in to_ask.values():
             while opened.user not in self._resting and len(opened.asked) + opened.running < most:
                 unit = None
                 with self._on_behalf_of(opened):
                     unit = opened.pipeline.next_unit()
-                if unit is None:
+                if unit is None or not self._has_room(opened, unit):
                     break
                 self._asks += 1
                 ask_id = f"{unit.user}/{self._asks}"
@@ -667,6 +699,7 @@ class Coordinator:
         )
         going = _Going(owner=owner, unit=unit, lease=lease, worker=worker, name=name, began=self._clock.monotonic())
         self._going[name] = going
+        self._room.take(name, owner.user, unit.need)
         owner.running += 1
         if not unit.needs_fetch:
             with self._on_behalf_of(owner):
@@ -720,10 +753,7 @@ class Coordinator:
         # Only now: what a liar said before has all been taken in, and what is left of its unit is untouched.
         lies, self._lies = self._lies, []
         for worker, lie in lies:
-            for report in self._supervisor.kill(worker, lie):
-                going = self._going.get((report.worker.number, report.unit))
-                if going is not None:
-                    self._take_all(going.owner, [(going, report)])
+            self._hear_all(self._supervisor.kill(worker, lie))
         while True:
             try:
                 going, copies = self._copied.get_nowait()
@@ -735,6 +765,12 @@ class Coordinator:
                 if isinstance(copies, BaseException):
                     raise copies
                 self._assign(going, copies)
+
+    def _hear_all(self, reports: Sequence[Report]) -> None:
+        for report in reports:
+            going = self._going.get((report.worker.number, report.unit))
+            if going is not None:
+                self._take_all(going.owner, [(going, report)])
 
     def _take_all(self, owner: _Open, heard: Sequence[tuple[_Going, Report]]) -> None:
         """Take in what was heard at once of a user: one transaction of its index, whose price is that of many rows."""
@@ -756,6 +792,7 @@ class Coordinator:
                     peak_bytes=report.peak_bytes,
                 )
                 going.cpu_seconds += report.cpu_seconds
+                self._note_room(report)
                 lie = pipeline.ended(
                     going.unit, report.index, report.worker.outbox, report.result, report.failure, cost
                 )
@@ -767,6 +804,16 @@ class Coordinator:
             case Lost():
                 self._lost(going, report)
 
+    def _note_room(self, report: Ended) -> None:
+        """Free space says nothing of quotas: several orders in a row that find no room do."""
+        if report.failure is None:
+            self._full_in_a_row = 0
+        elif report.failure.reason is Reason.DISK_FULL:
+            self._full_in_a_row += 1
+            if self._full_in_a_row >= FULL_IN_A_ROW:
+                said = f"the disk is full: {report.failure.detail}; free space, then run again"
+                self._draining = self._draining or (EXIT_CANNOT, said)
+
     def _lost(self, going: _Going, report: Lost) -> None:
         unit = going.unit
         orders = unit.orders or list(unit.pieces)
@@ -775,14 +822,14 @@ class Coordinator:
             WorkerDied(stage=unit.stage, detail=report.failure.detail, path=item.record.path if item else "")
         )
         cost = Cost(began=report.began, seconds=report.seconds)
-        outbox = report.worker.outbox
-        going.owner.pipeline.lost(unit, report.blamed, report.failure, report.untouched, cost, outbox)
+        going.owner.pipeline.lost(unit, report.blamed, report.failure, report.untouched, cost)
         self._end(going)
 
     def _end(self, going: _Going) -> None:
         """The unit is over: its worker is free, its token goes back with the next word to the desk."""
         self._supervisor.release(going.worker)
         del self._going[going.name]
+        self._room.give_back(going.name)
         going.owner.running -= 1
         self._stir(going.owner)
         seconds = self._clock.monotonic() - going.began if going.assigned else 0.0
@@ -797,12 +844,7 @@ class Coordinator:
 
     def _wind_up(self) -> None:
         """Stop what runs, publish what is ready, leave the rest for the next run."""
-        for worker in self._supervisor.workers:
-            for report in self._supervisor.kill(worker, Failure(reason=Reason.KILLED, detail="the run was stopped")):
-                going = self._going.get((report.worker.number, report.unit))
-                if going is not None:
-                    going.owner.pipeline.put_back(going.unit)
-                    self._end(going)
+        self._stop_units()
         for opened in list(self._open.values()):
             with self._on_behalf_of(opened):
                 opened.pipeline.flush()
@@ -811,6 +853,15 @@ class Coordinator:
         if self._returns:
             returns, self._returns = self._returns, []
             self._desk.exchange(returns=returns)
+
+    def _stop_units(self) -> None:
+        """End all workers; what they were at is put back."""
+        for worker in self._supervisor.workers:
+            for report in self._supervisor.kill(worker, Failure(reason=Reason.KILLED, detail="the run was stopped")):
+                going = self._going.get((report.worker.number, report.unit))
+                if going is not None:
+                    going.owner.pipeline.put_back(going.unit)
+                    self._end(going)
 
     def _hear_bell(self) -> None:
         self._rung = True
@@ -844,7 +895,7 @@ class Coordinator:
                 users_done=self._users_done,
                 users_total=self._users,
                 active=len(self._going),
-                waits=Counter(self._waits.values()),
+                waits=Counter(self._waits.values()) + Counter(spool=self._room.waiting),
                 vectors=self._work.embedded,
             )
         )

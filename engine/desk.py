@@ -26,6 +26,7 @@ from multiprocess import AuthenticationError
 
 from engine import rendezvous
 from engine.errors import CannotRunError, SchedulerUnreachable
+from engine.logfile import find_log
 from engine.model import LeaseId, UserId
 from engine.policy.tokens import Limits
 from engine.ports import Answer, Ask, Claim, DeskStats, Grant, Return
@@ -317,7 +318,7 @@ class Desk:
             time.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - nothing secret
         raise SchedulerUnreachable(
             f"the scheduler of {self._data_dir} could not be reached in {PATIENCE_SECONDS:.0f} s: {problem}; "
-            f"its log is {self._place / 'scheduler.log'}"
+            f"its log is {find_log(self._place)}"
         )
 
     def _greet(self) -> None:
@@ -364,7 +365,7 @@ class Desk:
             return
         self._started_at = now
         limits = self._own_limits
-        with (self._place / "scheduler.log").open("ab") as log:
+        with find_log(self._place).open("ab") as log:
             self._child = subprocess.Popen(
                 [
                     sys.executable,
@@ -387,7 +388,7 @@ class Desk:
             )
 
     def _last_words(self) -> str:
-        lines = (self._place / "scheduler.log").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = find_log(self._place).read_text(encoding="utf-8", errors="replace").splitlines()
         return lines[-1] if lines else "no reason given"
 
     def _hang_up(self) -> None:

@@ -17,6 +17,8 @@ from engine.model import Kind
 
 #: Text kept of one document, in characters. The longest novels have 4 million; beyond 20 it is data, not reading.
 MAX_TEXT_CHARS = 20_000_000
+#: Text of one page that OCR read; the densest printed pages hold some 20,000.
+MAX_PAGE_CHARS = 1_000_000
 #: Pages of one document; the thickest printed catalogues end near 10,000.
 MAX_PAGES = 50_000
 #: Parts (attachments) of one document.

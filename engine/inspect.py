@@ -17,14 +17,14 @@ from engine.errors import MalformedMessage, UsageError
 from engine.model import Failure, Lane, Stage, TokenKind, UserId
 from engine.opening import desk_for, private_folders, require_sandbox
 from engine.plan import make_plan
-from engine.policy import estimates
+from engine.policy import estimates, spool
 from engine.policy.estimates import Estimate
 from engine.policy.peaks import Peaks
 from engine.ports import Ask, FetchFailed, Return
 from engine.reasons import Reason
-from engine.run import spool_for
 from engine.settings import Settings
 from engine.sources import beneath
+from engine.spool import spool_for
 from engine.workers import results
 from engine.workers.supervisor import Bounds, Ended, Finished, Lost, Supervisor, Worker
 
@@ -41,9 +41,9 @@ def read_file(settings: Settings, path: Path) -> Document | Failure:
         raise UsageError(f"{path} is not a file; name one to look into")
     require_sandbox(settings)
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with spool_for(settings) as spool, desk_for(settings) as desk:
+    with spool_for(settings) as place, desk_for(settings) as desk:
         supervisor = Supervisor(
-            spool=spool / "workers",
+            spool=place / "workers",
             book=desk,
             clock=SystemClock(),
             bounds=Bounds(stall_seconds=settings.stall_seconds, wall_seconds=settings.unit_seconds),
@@ -158,7 +158,13 @@ class _Reading:
                         outcome = report.failure
                     case Ended():
                         try:
-                            outcome = results.read_json(worker.outbox, report.result, field)
+                            outcome = results.read_json(
+                                worker.outbox,
+                                report.result,
+                                field,
+                                most=spool.DOCUMENT_JSON_BYTES,
+                                most_chars=spool.DOCUMENT_JSON_CHARS,
+                            )
                         except MalformedMessage as error:
                             outcome = Failure(reason=Reason.PROTOCOL, detail=str(error))
                     case Finished():

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.document import MAX_NOTES, Chunk, Document, Method, Page, cut_to_limit, merge_page
+from engine.document import MAX_NOTES, MAX_PAGE_CHARS, Chunk, Document, Method, Page, cut_to_limit, merge_page
 from engine.errors import MalformedMessage
 from engine.model import (
     Failure,
@@ -28,7 +28,6 @@ from engine.model import (
     ItemId,
     ItemKey,
     ItemState,
-    Kind,
     Listed,
     RunId,
     SourceId,
@@ -37,7 +36,7 @@ from engine.model import (
 )
 from engine.parts import PartStore
 from engine.plan import Plan
-from engine.policy import estimates, units
+from engine.policy import estimates, spool, units
 from engine.policy.estimates import Estimate
 from engine.policy.peaks import Peaks, after_running_out
 from engine.policy.retries import after_failure, keeps_published, worth_another_run
@@ -63,7 +62,6 @@ from engine.way import (
     title_of,
 )
 from engine.workers import results
-from engine.workers.reading import kept_name
 from indexes import records
 from indexes.writer import Writer, text_hash
 
@@ -73,8 +71,6 @@ WINDOW_ITEMS, WINDOW_LOW = 256, 64
 FLUSH_ATTEMPTS, FLUSH_SECONDS = 64, 0.25
 #: Attachments within attachments. Real mails are forwarded three or four times over.
 MOST_NESTED = 5
-#: Text of one page that OCR read; the densest printed pages hold some 20,000.
-MAX_PAGE_CHARS = 1_000_000
 #: Names of attachments are parts of paths, and those of messages.
 _PART_NAME_CHARS = 255
 #: Separates the key of a mail from the number of its part. No path holds two slashes in a row.
@@ -206,6 +202,15 @@ class UserPipeline:
             self._requeue(unit.stage, piece)
         if unit.stage is Stage.INDEX:
             self._index_asked = False
+
+    def refuse(self, unit: Unit, failure: Failure) -> None:
+        """The unit can never start, as the disk is now; the next run may fare better."""
+        self._open_units.discard(unit)
+        for piece in unit.pieces:
+            if unit.stage is Stage.INDEX:
+                self._failed(unit, piece, failure, Cost(began=self._clock.now()))
+            elif piece.item is not None and self._is_live(piece.item):
+                self._fetch_failed(piece.item, failure)
 
     @property
     def idle(self) -> bool:
@@ -396,7 +401,8 @@ class UserPipeline:
         if refusal is not None:
             self._say_no_faiss(refusal)
             return None
-        return self._unit(Stage.INDEX, [Piece(estimate=self._fitted(estimate, alone=self._kept.index_failures > 0))])
+        estimate = self._fitted(estimate, alone=self._kept.index_failures > 0)
+        return self._unit(Stage.INDEX, [Piece(estimate=estimate, size_bytes=plan.count * self._plan.dim * 4)])
 
     def _say_no_faiss(self, failure: Failure) -> None:
         said = f"{self.user}: the FAISS file was not built ({failure.detail}); search scans instead"
@@ -476,7 +482,6 @@ class UserPipeline:
                 "name": item.record.path[-_HINT_CHARS:],
                 "kind": item.record.kind.value,
                 "prefix": prefix_of(unit, index),
-                "keep": item.record.alone,
             }
 
     def _ocr_orders(self, unit: Unit, copy: Fetched | Failure) -> Iterator[Mapping[str, Any]]:
@@ -539,11 +544,11 @@ class UserPipeline:
                 self._take_result(unit, piece, result, outbox)
             except MalformedMessage as error:
                 failure = lie = Failure(reason=Reason.PROTOCOL, detail=str(error))
-                self._failed(unit, piece, failure, cost, outbox)
+                self._failed(unit, piece, failure, cost)
                 return lie
             self._note(unit, piece, None, cost)
         else:
-            self._failed(unit, piece, failure, cost, outbox)
+            self._failed(unit, piece, failure, cost)
         return None
 
     def lost(
@@ -553,7 +558,6 @@ class UserPipeline:
         failure: Failure,
         untouched: Sequence[int],
         cost: Cost,
-        outbox: Path,
     ) -> None:
         """The worker is gone: the blamed order has failed, the others go back to their queues as they were."""
         orders = unit.orders or list(unit.pieces)
@@ -561,7 +565,7 @@ class UserPipeline:
             if index < len(orders):
                 self._requeue(unit.stage, orders[index])
         if blamed is not None and blamed < len(orders):
-            self._failed(unit, orders[blamed], failure, cost, outbox)
+            self._failed(unit, orders[blamed], failure, cost)
         elif not untouched and not unit.orders:
             for piece in reversed(unit.pieces):
                 self._requeue(unit.stage, piece)
@@ -578,7 +582,8 @@ class UserPipeline:
             case Stage.EXTRACT:
                 self._extracted(piece.item, result, outbox)
             case Stage.OCR:
-                page = Page.from_json(results.read_json(outbox, result, "page"))
+                most = spool.PAGE_JSON_BYTES
+                page = Page.from_json(results.read_json(outbox, result, "page", most=most, most_chars=most))
                 text = page.text[:MAX_PAGE_CHARS]
                 self._recognised(piece, replace(page, number=piece.page, text=text, needs_ocr=False))
                 self._work.ocr_pages += 1
@@ -591,11 +596,9 @@ class UserPipeline:
 
     def _extracted(self, item: Item | None, result: Mapping[str, Any], outbox: Path) -> None:
         assert item is not None
-        document = _fit(item.record, Document.from_json(results.read_json(outbox, result, "document")))
-        self._keep_document(item, document, outbox)
-        self._work.extracted += 1
-
-    def _keep_document(self, item: Item, document: Document, outbox: Path) -> None:
+        most, most_chars = spool.DOCUMENT_JSON_BYTES, spool.DOCUMENT_JSON_CHARS
+        table = results.read_json(outbox, result, "document", most=most, most_chars=most_chars)
+        document = _fit(item.record, Document.from_json(table))
         self._take_parts(item, document, outbox)
         wants_ocr = any(page.needs_ocr for page in document.pages)
         version = self._plan.extracts[1 if wants_ocr else 0]
@@ -605,6 +608,7 @@ class UserPipeline:
             self._writer.save_document(item.content, version, json.dumps(document.to_json()).encode())
         self._kept.fresh.discard(item.record.id)
         self._describe(item, document, version)
+        self._work.extracted += 1
         self._go_on(item)
 
     def _take_parts(self, item: Item, document: Document, outbox: Path) -> None:
@@ -702,10 +706,10 @@ class UserPipeline:
 
     def _chunked(self, item: Item | None, result: Mapping[str, Any], outbox: Path) -> None:
         assert item is not None
-        table = results.read_json(outbox, result, "chunks")
-        if not isinstance(table, list):
-            raise MalformedMessage("chunks is not a list")
-        chunks = tuple(record_of(Chunk.from_json(entry)) for entry in table)
+        lines = results.read_json_lines(
+            outbox, result, "chunks", most=spool.chunks_limit(item.chars), most_of_a_line=spool.CHUNK_LINE_BYTES
+        )
+        chunks = tuple(record_of(Chunk.from_json(entry)) for entry in lines)
         self._writer.save_chunks(*item.key, self._plan.chunking, chunks)
         self._work.chunked += 1
         self._have_chunks(item, chunks)
@@ -790,7 +794,7 @@ class UserPipeline:
         mail = self._ledger.find_item(part.parent)
         return mail is not None and mail.state is not ItemState.QUARANTINED
 
-    def _failed(self, unit: Unit, piece: Piece, failure: Failure, cost: Cost, outbox: Path) -> None:
+    def _failed(self, unit: Unit, piece: Piece, failure: Failure, cost: Cost) -> None:
         self._work.attempts_failed += not CATALOGUE[failure.reason].skip
         self._note(unit, piece, failure, cost)
         if not self._is_live(piece.item):
@@ -806,9 +810,9 @@ class UserPipeline:
                 if self._index_asked:
                     self._say_no_faiss(failure)
             case _:
-                self._item_failed(unit, piece, failure, outbox)
+                self._item_failed(unit, piece, failure)
 
-    def _item_failed(self, unit: Unit, piece: Piece, failure: Failure, outbox: Path) -> None:
+    def _item_failed(self, unit: Unit, piece: Piece, failure: Failure) -> None:
         item = piece.item
         assert item is not None
         attempts = item.record.attempts + 1
@@ -821,26 +825,8 @@ class UserPipeline:
             self._requeue(unit.stage, piece)
         elif CATALOGUE[failure.reason].skip:
             self._settle(item, ItemState.SKIPPED, failure)
-        elif not (
-            verdict.quarantine and unit.stage is Stage.EXTRACT and self._keeps_pages(unit, item, failure, outbox)
-        ):
+        else:
             self._settle(item, ItemState.QUARANTINED if verdict.quarantine else ItemState.FAILED, failure)
-
-    def _keeps_pages(self, unit: Unit, item: Item, failure: Failure, outbox: Path) -> bool:
-        """It kills every worker at the same page: those before are worth more than nothing. False: there are none."""
-        try:
-            read = results.read_bytes(outbox, {"pages": kept_name(prefix_of(unit, 0))}, "pages", results.MAX_JSON_BYTES)
-            # What comes after the last line break was being written when the worker died.
-            pages = [json.loads(line) for line in read.split(b"\n")[:-1]]
-            note = f"partial: the pages after {len(pages)} could not be read: {failure.reason}: {failure.detail}"
-            table = {"kind": Kind.FILE, "media_type": "application/pdf", "title": "", "pages": pages, "notes": [note]}
-            document = Document.from_json(table)
-        except (MalformedMessage, ValueError, RecursionError):
-            return False
-        if not any(page.text.strip() or page.needs_ocr for page in document.pages):
-            return False
-        self._keep_document(item, document, outbox)
-        return True
 
     def _page_failed(self, unit: Unit, piece: Piece, failure: Failure) -> None:
         item = piece.item

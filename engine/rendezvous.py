@@ -5,7 +5,7 @@ a full key, and what crosses the wire are tuples, dicts, strings and numbers.
 
     run/ (0700)
       scheduler.lock     locked by the one scheduler, as long as it lives
-      scheduler.log      what a scheduler that nobody watches has to say
+      scheduler.log      what a scheduler that nobody watches has to say; the log before it is scheduler.log.1
       key (0600)         random bytes, new with each scheduler
       socket (0600)      the desk
       clients/<pid>-<start>-<n>.json   one for each open desk, locked by its process; lists its worker processes

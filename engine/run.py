@@ -5,8 +5,6 @@ Rule: what is built here is closed here, in the reverse order. No other file put
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
 import signal
 import threading
@@ -14,10 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 
-from engine import guards, processes
+from engine import processes
 from engine.clock import SystemClock
 from engine.coordinator import Coordinator, RunReport
 from engine.desk import Desk
@@ -28,7 +25,9 @@ from engine.opening import desk_for, make_data_dir, require_sandbox
 from engine.plan import make_plan
 from engine.policy.turns import Rules, rules_for
 from engine.ports import StageFailed
-from engine.settings import LEDGER_FILE, SPOOL_FOLDER, Settings
+from engine.prune import prune_some
+from engine.settings import LEDGER_FILE, Settings
+from engine.spool import find_short, spool_for
 from engine.survey import Orders
 from engine.telemetry import Reporter
 from engine.workers.tessdata import find_tessdata
@@ -59,32 +58,6 @@ def require_languages(settings: Settings) -> None:
         raise SettingsError((said,)) from None
 
 
-@contextmanager
-def spool_for(settings: Settings) -> Iterator[Path]:
-    """A folder of this process for its workers' inboxes and outboxes. What dead processes left there is removed.
-
-    Raises CannotRunError.
-    """
-    root = settings.data_dir / SPOOL_FOLDER
-    pid = os.getpid()
-    place = root / f"{pid}-{processes.start_time(pid):.0f}-{secrets.token_hex(4)}"
-    try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left in root.iterdir():
-            owner, _, rest = left.name.partition("-")
-            started = rest.partition("-")[0]
-            if owner.isdigit() and started.isdigit() and not processes.is_alive(int(owner), float(started)):
-                shutil.rmtree(left, ignore_errors=True)
-        place.mkdir(mode=0o700)
-    except OSError as error:
-        said = f"{root} cannot be used: {error.strerror}; give the engine's account the right to write it, and room"
-        raise CannotRunError(said) from error
-    try:
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
 def run(
     settings: Settings,
     users: Sequence[UserId] | None,
@@ -108,12 +81,9 @@ def run(
     require_sandbox(settings)
     processes.allow_descriptors(DESCRIPTORS)
     make_data_dir(settings)
-    free = guards.disk_free_bytes(settings.data_dir)
-    if free < settings.disk_reserve_bytes:
-        raise CannotRunError(
-            f"{settings.data_dir} has {free // 10**6:,} MB free, less than NIGHTMILL_DISK_RESERVE "
-            f"({settings.disk_reserve_bytes // 10**6:,} MB); free space, or lower the reserve"
-        )
+    short = find_short(settings)
+    if short is not None:
+        raise CannotRunError(str(short))
     if settings.debug_mode:
         orders = replace(orders, remove_nothing=True)
     with ExitStack() as stack:
@@ -152,6 +122,8 @@ def run(
                 coordinator.close()
             # Without the troubles: they name people's folders, and outlive the people here.
             ledger.end_run(number, report.exit_code, {**report.to_json(), "troubles": len(report.troubles)})
+            if kind == "init":
+                prune_some(settings, ledger, clock.now())
         return report
 
 

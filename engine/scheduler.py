@@ -31,7 +31,7 @@ from multiprocess import get_context
 from multiprocess.connection import Connection
 from multiprocess.managers import BaseManager, Server
 
-from engine import guards, rendezvous
+from engine import guards, logfile, rendezvous
 from engine.errors import CannotRunError, NightmillError
 from engine.guarding import MemoryWatch
 from engine.policy.scaling import Scale
@@ -167,9 +167,9 @@ class SchedulerManager(BaseManager):  # type: ignore[misc]
 class Watcher:
     """The process's own thread: looks at what gives no sign of its own, and knows when to end."""
 
-    def __init__(self, desk: ServedDesk, *, scaling: bool) -> None:
+    def __init__(self, desk: ServedDesk, place: Path, *, scaling: bool) -> None:
         self.stopping = threading.Event()
-        self._desk = desk
+        self._desk, self._place = desk, place
         self._meter = guards.LoadMeter()
         self._scale = Scale(desk.limits.cpu_limit) if scaling else None
         self._wake_out, self._wake_in = os.pipe()
@@ -203,6 +203,7 @@ class Watcher:
                 if now - looked >= LOAD_SECONDS:
                     looked = now
                     self._desk.look()
+                    self._look_at_log()
                     self._follow_load(now)
             except OSError as error:
                 if error.errno not in LACKING:
@@ -212,6 +213,14 @@ class Watcher:
                 self.stopping.wait(ACCEPT_PAUSE_SECONDS)
             if self._desk.idle_seconds() >= idle_seconds:
                 self.stopping.set()
+
+    def _look_at_log(self) -> None:
+        """What we and those who lost an election to us have written must not fill the disk."""
+        try:
+            logfile.turn_over(self._place)
+        except OSError as error:
+            # On a full disk it goes on as it is.
+            _log.warning("the log cannot be begun anew: %s", error)
 
     def _follow_load(self, now: float) -> None:
         """Let bulk work use fewer cores while other programs need them, or memory is short."""
@@ -247,7 +256,7 @@ def run_scheduler(data_dir: Path, limits: Limits, *, idle_seconds: float, scalin
         server = SchedulerManager(address=str(place / "socket"), authkey=key, ctx=get_context("spawn")).get_server()
     finally:
         os.umask(mask)
-    watcher = Watcher(desk, scaling=scaling)
+    watcher = Watcher(desk, place, scaling=scaling)
     signal.signal(signal.SIGTERM, lambda *_: watcher.stop())
     signal.signal(signal.SIGINT, lambda *_: watcher.stop())
     # Before the first caller it knows how much memory there is.

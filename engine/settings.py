@@ -56,7 +56,9 @@ class Settings:
     cpu_limit              cores to use; None: as measured
     scaling                "auto" or "off"
     memory_limit_bytes     for all workers together; None: as measured
-    disk_reserve_bytes     free space below which no run starts
+    disk_reserve_bytes     free space below which nothing is begun
+    spool_limit_bytes      for the files that a run's workers work on, and what they write
+    keep_days              how long runs, and attempts at items that are well, are remembered
     ocr                    "auto" or "off"
     ocr_languages          Tesseract's names, at least one, in order of preference
     ocr_backend            "auto", "tesserocr" or "pytesseract"
@@ -78,6 +80,8 @@ class Settings:
     scaling: str
     memory_limit_bytes: int | None
     disk_reserve_bytes: int
+    spool_limit_bytes: int
+    keep_days: int
     ocr: str
     ocr_languages: tuple[str, ...]
     ocr_backend: str
@@ -321,8 +325,33 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         field="disk_reserve_bytes",
         default="500MB",
         form=_size("0"),
-        meaning="Free space on the data directory's disk below which no run starts.",
+        meaning=(
+            "Free space on the data directory's disk below which no run starts, and a run that goes on begins nothing "
+            "more: it publishes what is ready and ends with exit code 4."
+        ),
         prevents="A disk filled to the last byte stops the other programs of the server, databases first.",
+    ),
+    Setting(
+        key="NIGHTMILL_SPOOL_LIMIT",
+        field="spool_limit_bytes",
+        default="4GB",
+        form=_size("16MiB"),
+        meaning=(
+            "What the files that a run's workers work on, and what they write, may take of the disk together. A file "
+            "that needs more is worked on alone; one that would leave the disk less than NIGHTMILL_DISK_RESERVE fails."
+        ),
+        prevents="Copies of twenty large files at once would fill the disk, though each of them has room.",
+    ),
+    Setting(
+        key="NIGHTMILL_KEEP_DAYS",
+        field="keep_days",
+        default="90",
+        form=_whole(1, 3650),
+        meaning=(
+            "How many days the ledger remembers runs, and what was tried with items that are indexed or left out. What "
+            "failed keeps its history until it is mended or gone."
+        ),
+        prevents="The history of years, which nobody asks for, would take more of the disk than the items themselves.",
     ),
     Setting(
         key="NIGHTMILL_OCR",

@@ -43,6 +43,7 @@ WAITS: Final = {
     "reserved": "memory that is kept for another",
     "turn": "its turn",
     "recovering": "the scheduler",
+    "spool": "room in the spool",
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import PurePath
 
 from engine.document import Chunk
 from engine.model import Failure, Fingerprint, ItemId, Kind, Stage, UserId
-from engine.policy import estimates
+from engine.policy import estimates, spool
 from engine.policy.estimates import Estimate
 from engine.ports import Attempt, ItemRecord
 from indexes import records
@@ -60,12 +60,13 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Piece:
-    """What one order of a unit is about."""
+    """What one order of a unit is about. `size_bytes`: of what it takes along, where no item says it (vectors)."""
 
     estimate: Estimate
     item: Item | None = None
     page: int = 0
     content: str = ""
+    size_bytes: int = 0
     texts: tuple[tuple[bytes, str], ...] = ()
 
 
@@ -83,6 +84,29 @@ class Unit:
     def needs_fetch(self) -> bool:
         """Bytes have to be copied before it can begin."""
         return self.stage in (Stage.EXTRACT, Stage.OCR)
+
+    @property
+    def need(self) -> spool.Need:
+        """What it takes of the disk while it is worked on."""
+        return spool.need_of(self.stage, self._size())
+
+    @property
+    def outbox_limit(self) -> int:
+        """Bytes that an honest worker may have in its outbox."""
+        return spool.outbox_limit(self.stage, len(self.pieces), self._size())
+
+    def _size(self) -> int:
+        """As policy/spool.py counts it. Pages of one item are read from one copy of it."""
+        match self.stage:
+            case Stage.EXTRACT | Stage.OCR:
+                pieces = self.pieces if self.stage is Stage.EXTRACT else self.pieces[:1]
+                return sum(piece.item.record.size_bytes for piece in pieces if piece.item is not None)
+            case Stage.CHUNK:
+                return sum(piece.item.chars for piece in self.pieces if piece.item is not None)
+            case Stage.INDEX:
+                return sum(piece.size_bytes for piece in self.pieces)
+            case _:
+                return sum(len(piece.texts) for piece in self.pieces)
 
     @property
     def seconds(self) -> float:

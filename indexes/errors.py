@@ -1,6 +1,7 @@
 """What can be wrong with a user's index. Every message names the index, the reason and the way out.
 
     IndexFault            the database cannot be used as things are: no room, no permission, another file system
+    +-- IndexFull         the disk has no room for what was to be written; what was there before stays
     +-- IndexBusy         another process writes this index
     +-- NewerIndex        it was written by a newer release
     +-- IndexDamaged      a file is not what was written
@@ -14,6 +15,10 @@ from __future__ import annotations
 
 class IndexFault(Exception):  # noqa: N818 - a state of the index, named as people say it
     """The index cannot be used as things are."""
+
+
+class IndexFull(IndexFault):
+    """The disk has no room. Nothing of what was to be written is kept, and all that was there before is."""
 
 
 class IndexBusy(IndexFault):

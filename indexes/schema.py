@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from indexes.errors import IndexBusy, IndexDamaged, IndexFault, NewerIndex, NoIndex
+from indexes.errors import IndexBusy, IndexDamaged, IndexFault, IndexFull, NewerIndex, NoIndex
 from indexes.records import FaissFile
 
 #: Long enough for another's checkpoint on a slow disk; a lock held longer means that something is wrong.
@@ -140,7 +140,7 @@ def faults(file: Path) -> Iterator[None]:
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
                 raise IndexBusy(f"{file} is kept busy by another process ({error}); find and stop it") from error
             case sqlite3.SQLITE_FULL:
-                raise IndexFault(f"{file} has no room to grow ({error}); free some disk space") from error
+                raise IndexFull(f"{file} has no room to grow ({error}); free some disk space") from error
             case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
                 raise IndexFault(f"{file} cannot be used ({error}); mind the disk and the permissions") from error
         raise

@@ -195,7 +195,7 @@ class Writer:
 
     def save_chunks(self, source: int, key: str, chunking: str, chunks: Sequence[Chunk]) -> None:
         """The chunks of an item, until they are published. ValueError when the item was not saved as read before."""
-        packed = _pack(json.dumps([[c.kind, c.text, c.keywords, c.page] for c in chunks]).encode())
+        packed = _pack(json.dumps([[c.kind, c.text, c.keywords, c.page] for c in chunks], ensure_ascii=False).encode())
         with self._transaction():
             done = self._db.execute(
                 "UPDATE reads SET chunking = ?, chunks = ? WHERE source = ? AND key = ?",

@@ -76,6 +76,25 @@ class Database:
             finally:
                 connection.close()
 
+    def size_bytes(self) -> tuple[int, int]:
+        """Bytes of the file, and of it those that hold nothing any more."""
+        with self.read() as connection:
+            page, pages, empty = (
+                int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
+                for name in ("page_size", "page_count", "freelist_count")
+            )
+        return page * pages, page * empty
+
+    def shrink(self) -> None:
+        """Write the file anew without what is empty in it. Others who write wait as long. Raises CannotRunError."""
+        with explained(self.path):
+            connection = self._engine.raw_connection()
+            try:
+                connection.cursor().execute("VACUUM")
+            finally:
+                connection.close()
+        self.shed_old_pages()
+
     def close(self) -> None:
         """Release the file. Idempotent."""
         self._engine.dispose()

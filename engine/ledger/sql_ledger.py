@@ -67,6 +67,14 @@ _NOTHING: Final = ListingOutcome(new=0, changed=0, unchanged=0, gone=(), held=0)
 _SETTLED_BADLY: Final = (ItemState.FAILED, ItemState.QUARANTINED, ItemState.SKIPPED)
 
 
+#: What is past its days; :border is a bound of the ids, :before of the time.
+_OLD_ATTEMPTS: Final = (
+    "SELECT a.id FROM attempts a JOIN items i ON i.id = a.item_id"
+    " WHERE a.id < :border AND a.started < :before AND i.state IN ('indexed', 'skipped')"
+)
+_OLD_RUNS: Final = "FROM runs WHERE began < :before AND id < (SELECT max(id) FROM runs)"
+
+
 class SqlLedger:
     """The ledger in the file `path` (ports.Ledger). Also a context manager that closes itself.
 
@@ -402,6 +410,38 @@ class SqlLedger:
         with self._database.read() as connection:
             return [_run(row) for row in connection.execute(select(runs).order_by(runs.c.id.desc()).limit(limit))]
 
+    # --- what is past its days -----------------------------------------------------------------------------------
+
+    def count_old(self, before: float) -> tuple[int, int]:
+        """(attempts, runs) that `forget_old` would forget. before: seconds since the epoch."""
+        with self._database.read() as connection:
+            border = {"before": before, "border": _border(connection, before)}
+            tried = connection.exec_driver_sql(f"SELECT count(*) FROM ({_OLD_ATTEMPTS})", border).scalar_one()  # noqa: S608
+            return int(tried), int(connection.exec_driver_sql(f"SELECT count(*) {_OLD_RUNS}", border).scalar_one())
+
+    def forget_old(self, before: float, *, limit: int) -> tuple[int, int]:
+        """Forget what was tried until then with items that are well by now, so many attempts at most, and the runs of
+        that time; answers with the numbers of both. The last run, and what is not well, keep their history."""
+        with self._database.read() as connection:
+            border = {"before": before, "border": _border(connection, before), "limit": limit}
+            some = connection.exec_driver_sql(f"{_OLD_ATTEMPTS} LIMIT 1", border).first()
+            if some is None and connection.exec_driver_sql(f"SELECT 1 {_OLD_RUNS} LIMIT 1", border).first() is None:
+                return 0, 0
+        with self._database.write() as connection:
+            tried = connection.exec_driver_sql(
+                f"DELETE FROM attempts WHERE id IN ({_OLD_ATTEMPTS} LIMIT :limit)",  # noqa: S608
+                border,
+            )
+            return tried.rowcount, connection.exec_driver_sql(f"DELETE {_OLD_RUNS}", border).rowcount
+
+    def size_bytes(self) -> tuple[int, int]:
+        """Bytes of the file, and of it those that hold nothing any more."""
+        return self._database.size_bytes()
+
+    def shrink(self) -> None:
+        """Write the file anew without what is empty in it. Others who write wait as long."""
+        self._database.shrink()
+
     # --- questions -----------------------------------------------------------------------------------------------
 
     def counts(self, user: UserId | None = None) -> Counts:
@@ -523,6 +563,25 @@ def _check_failure(move: Move) -> None:
 def _execute_many(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
     for start in range(0, len(rows), _BATCH):
         connection.exec_driver_sql(statement, list(rows[start : start + _BATCH]))
+
+
+def _border(connection: Connection, before: float) -> int:
+    """The attempts that began before that moment have smaller ids, but for those of work that went on then.
+
+    They are written down in the order of time, so that some twenty rows are looked at, however many there are.
+    """
+    low, high = connection.exec_driver_sql("SELECT min(id), max(id) + 1 FROM attempts").one()
+    low, high = low or 0, high or 0
+    while low < high:
+        middle = (low + high) // 2
+        row = connection.exec_driver_sql(
+            "SELECT id, started FROM attempts WHERE id >= ? ORDER BY id LIMIT 1", (middle,)
+        ).one()
+        if row.started < before:
+            low = row.id + 1
+        else:
+            high = middle
+    return int(low)
 
 
 def _unknown_user(user: UserId) -> UsageError:

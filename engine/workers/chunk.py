@@ -30,10 +30,12 @@ class ChunkStage:
     def run(self, order: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
         """Order: {"file": a document as JSON in the inbox, "prefix": of the result's name}.
 
-        Writes `<prefix>.chunks.json`, a list of `Chunk.to_json`. Returns {"chunks": its name, "count": how many}.
+        Writes `<prefix>.chunks.json`, a line for each `Chunk.to_json`. Returns {"chunks": its name, "count": how many}.
         """
         document = Document.from_json(json.loads((place.inbox / str(order["file"])).read_bytes()))
         chunks = chunks_of(document, measure=self._measure, max_tokens=self._max_tokens)
         name = f"{order['prefix']}.chunks.json"
-        (place.outbox / name).write_bytes(json.dumps([chunk.to_json() for chunk in chunks]).encode())
+        with open(place.outbox / name, "wb") as file:
+            # Written as it is, not as escapes: a text of Chinese would be twice as long.
+            file.writelines(json.dumps(chunk.to_json(), ensure_ascii=False).encode() + b"\n" for chunk in chunks)
         return {"chunks": name, "count": len(chunks)}

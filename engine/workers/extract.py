@@ -53,7 +53,7 @@ class ExtractStage:
 
     def run(self, order: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
         """Order: {"file": name in the inbox, "name": the item's own path, "kind": "file" | "mail" | "event" as the
-        source says, "prefix": of the names written, "keep": lay pages by as they are read (optional)}.
+        source says, "prefix": of the names written}.
 
         Writes `<prefix>.document.json` (Document.to_json) and parts as `<prefix>.part<N>`. Returns {"document": its
         name, "pages": how many, "needs_ocr": [numbers of pages], "media_type": as found}. Raises StageFailed.
@@ -75,7 +75,6 @@ class ExtractStage:
             ocr=self._ocr,
             max_text_chars=self._max_text_chars,
             place=place,
-            keep=bool(order.get("keep")),
         )
         document = _noted(reader.read(material), name)
         written = f"{prefix}.document.json"

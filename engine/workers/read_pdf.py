@@ -97,7 +97,6 @@ def _read(pdf: Any, material: Material) -> Document:
     count = pdf.page_count
     for index in range(count):
         state.pages.append(_page(pdf, index, state, material.ocr))
-        material.keep_page(state.pages[-1])
         material.place.progress(index + 1, count)
         if state.budget.left <= 0:
             break

@@ -9,7 +9,6 @@ and tabs, and is never cut without a note.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -49,7 +48,6 @@ class Material:
     prefix          of every name written into the outbox
     ocr             pages without text may be sent to OCR
     max_text_chars  of the whole document
-    keep            lay pages by one after another (keep_page): a worker has died of this item before
     """
 
     path: Path
@@ -60,13 +58,6 @@ class Material:
     ocr: bool
     max_text_chars: int
     place: Place
-    keep: bool = False
-
-    def keep_page(self, page: Page) -> None:
-        """Called by readers of many pages after each: should a later one end this worker, what was read is there."""
-        if self.keep:
-            with open(self.place.outbox / kept_name(self.prefix), "a", encoding="utf-8") as file:
-                file.write(json.dumps(page.to_json(), separators=(",", ":")) + "\n")
 
     def document(
         self,
@@ -145,11 +136,6 @@ class Parts:
     def notes(self) -> list[str]:
         """The note that some were left out, if they were."""
         return [f"{self.left_out} parts were left out: too many, too large or damaged"] if self.left_out else []
-
-
-def kept_name(prefix: str) -> str:
-    """The file in the outbox that holds the pages read so far, each a line of JSON."""
-    return f"{prefix}.pages"
 
 
 def sheet_pixels(width_points: float, height_points: float) -> int:

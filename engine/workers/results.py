@@ -16,18 +16,64 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.document import MAX_TEXT_CHARS
 from engine.errors import MalformedMessage
 
-#: A document of the longest text allowed, in which every character is written as an escape of six bytes.
-MAX_JSON_BYTES = 6 * MAX_TEXT_CHARS + (16 << 20)
+#: What stands outside of strings in a document of 50,000 pages and 1,000 parts: 3 MB. As nothing but empty lists so
+#: many bytes would still take 25 times their size in our own memory.
+MAX_FRAME_BYTES = 4 << 20
+#: Smaller than this a JSON file cannot do harm, whatever it says.
+_HARMLESS_BYTES = 1 << 20
+#: Nothing is tried twice, and a string without end ends with the data: what is no JSON takes no longer than what is.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+#: Bytes that do not begin a character in UTF-8.
+_CONTINUATIONS = bytes(range(0x80, 0xC0))
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _BLOCK_BYTES = 1 << 20
 
 
-def read_json(outbox: Path, result: Mapping[str, Any], field: str) -> object:
-    """The JSON file that `result[field]` names."""
-    data = read_bytes(outbox, result, field, MAX_JSON_BYTES)
+def read_json(outbox: Path, result: Mapping[str, Any], field: str, *, most: int, most_chars: int) -> object:
+    """The JSON file that `result[field]` names: at most `most` bytes, and `most_chars` characters, as it is written.
+
+    Both are looked at before it is taken apart, and so is what stands outside of its strings: one character that needs
+    4 bytes makes Python keep 4 for each, and lists within lists take twenty times the bytes that say so.
+    """
+    data = read_bytes(outbox, result, field, most)
+    if len(data) > _HARMLESS_BYTES:
+        if len(data.translate(None, _CONTINUATIONS)) > most_chars:
+            raise MalformedMessage(f"{field} has more than {most_chars} characters")
+        _check_frame(data, field)
+    return _loads(data, field)
+
+
+def read_json_lines(
+    outbox: Path, result: Mapping[str, Any], field: str, *, most: int, most_of_a_line: int
+) -> Iterator[object]:
+    """The values of the file that `result[field]` names, a line each, of which only one is in memory at a time."""
+    with _opened(outbox, result.get(field), most) as (descriptor, size), open(descriptor, "rb", closefd=False) as file:
+        total = 0
+        while line := file.readline(most_of_a_line + 1):
+            total += len(line)
+            if len(line) > most_of_a_line:
+                raise MalformedMessage(f"{field} has a line of more than {most_of_a_line} bytes")
+            if total > size:
+                raise MalformedMessage(f"{field} changed while it was read")
+            yield _loads(line, field)
+        if total != size:
+            raise MalformedMessage(f"{field} changed while it was read")
+
+
+def _check_frame(data: bytes, field: str) -> None:
+    frame = end = 0
+    for string in _STRING.finditer(data):
+        frame += string.start() - end + 2
+        end = string.end()
+        if frame > MAX_FRAME_BYTES:
+            break
+    if frame + len(data) - end > MAX_FRAME_BYTES:
+        raise MalformedMessage(f"{field} has more than {MAX_FRAME_BYTES} bytes outside of texts")
+
+
+def _loads(data: bytes, field: str) -> object:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -37,12 +83,14 @@ def read_json(outbox: Path, result: Mapping[str, Any], field: str) -> object:
 def read_bytes(outbox: Path, result: Mapping[str, Any], field: str, most: int) -> bytes:
     """The bytes of the file that `result[field]` names, at most `most` of them."""
     with _opened(outbox, result.get(field), most) as (descriptor, size):
-        data = bytearray()
-        while len(data) <= size and (block := os.read(descriptor, _BLOCK_BYTES)):
-            data += block
-    if len(data) != size:
+        blocks: list[bytes] = []
+        total = 0
+        while total <= size and (block := os.read(descriptor, _BLOCK_BYTES)):
+            blocks.append(block)
+            total += len(block)
+    if total != size:
         raise MalformedMessage(f"{field} changed while it was read")
-    return bytes(data)
+    return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
 
 def take_file(outbox: Path, name: str, target: Path, most: int) -> tuple[str, int]:

@@ -14,7 +14,9 @@ import pytest
 
 from engine.errors import MalformedMessage
 from engine.workers import results
-from engine.workers.results import read_bytes, read_json, take_file
+from engine.workers.results import read_bytes, read_json, read_json_lines, take_file
+
+MOST = 100_000_000
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -49,7 +51,7 @@ def test_a_plain_file_arrives_whole(outbox: Path) -> None:
     (outbox / "7-0.document.json").write_bytes(data)
     result = {"document": "7-0.document.json"}
     assert read_bytes(outbox, result, "document", len(data)) == data
-    assert read_json(outbox, result, "document") == {"text": "Mühle", "n": [1, 2.5, None]}
+    assert read_json(outbox, result, "document", most=MOST, most_chars=MOST) == {"text": "Mühle", "n": [1, 2.5, None]}
     target = outbox.parent / "copy"
     assert take_file(outbox, "7-0.document.json", target, len(data)) == (hashlib.sha256(data).hexdigest(), len(data))
     assert target.read_bytes() == data
@@ -82,7 +84,7 @@ def test_a_name_that_no_stage_gives_is_refused(outbox: Path, secret: Path, name:
     (outbox / "sub" / "file").write_text("[1]")
     refused(outbox, name, "is not the name of a result")
     with pytest.raises(MalformedMessage, match="is not the name of a result"):
-        read_json(outbox, {}, "file")
+        read_json(outbox, {}, "file", most=MOST, most_chars=MOST)
 
 
 def _link(place: Path, secret: Path) -> None:
@@ -139,7 +141,7 @@ def test_what_is_too_large_is_refused_before_it_is_read(outbox: Path) -> None:
         file.truncate(1 << 40)
     refused(outbox, "r", "result r has 1099511627776 bytes; at most 100 are allowed")
     with pytest.raises(MalformedMessage, match="at most"):
-        read_json(outbox, {"f": "r"}, "f")
+        read_json(outbox, {"f": "r"}, "f", most=MOST, most_chars=MOST)
     os.truncate(outbox / "r", 100)
     assert len(read_bytes(outbox, {"f": "r"}, "f", 100)) == 100
 
@@ -205,7 +207,7 @@ def test_what_is_no_json_is_refused(outbox: Path, data: bytes) -> None:
     """Broken, deep or endless: one error for all."""
     (outbox / "r").write_bytes(data)
     with pytest.raises(MalformedMessage, match="document is not JSON"):
-        read_json(outbox, {"document": "r"}, "document")
+        read_json(outbox, {"document": "r"}, "document", most=MOST, most_chars=MOST)
 
 
 def test_no_descriptor_is_left_open(outbox: Path, secret: Path) -> None:
@@ -215,9 +217,62 @@ def test_no_descriptor_is_left_open(outbox: Path, secret: Path) -> None:
     (outbox / "link").symlink_to(secret)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
-        read_json(outbox, {"f": "r"}, "f")
+        read_json(outbox, {"f": "r"}, "f", most=MOST, most_chars=MOST)
         take_file(outbox, "r", outbox.parent / "copy", 10)
         (outbox.parent / "copy").unlink()
         for name in ("folder", "link", "none", ".."):
             refused(outbox, name, "result")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_lists_in_lists_are_refused_before_they_are_taken_apart(outbox: Path) -> None:
+    """Six megabytes of empty lists would be a hundred and thirty of memory; as many of text are an honest document."""
+    (outbox / "r").write_bytes(b"[" + b"[]," * 2_000_000 + b"[]]")
+    with pytest.raises(MalformedMessage, match="f has more than 4194304 bytes outside of texts"):
+        read_json(outbox, {"f": "r"}, "f", most=MOST, most_chars=MOST)
+    for hostile in (b'["",' + b'"",' * 3_000_000, b'["' + b'\\"' * 3_000_000):
+        (outbox / "r").write_bytes(hostile)
+        with pytest.raises(MalformedMessage, match=r"f (has more than|is not JSON)"):
+            read_json(outbox, {"f": "r"}, "f", most=MOST, most_chars=MOST)
+    (outbox / "r").write_bytes(json.dumps(['[],"\\' * 2_000_000]).encode())
+    assert read_json(outbox, {"f": "r"}, "f", most=MOST, most_chars=MOST) == ['[],"\\' * 2_000_000]
+
+
+def test_characters_are_counted_and_not_only_bytes(outbox: Path) -> None:
+    """One sign of four bytes makes four of each character; a text that may have so many bytes has fewer of those."""
+    (outbox / "r").write_bytes(json.dumps(["a" * 2_000_000 + "😀"], ensure_ascii=False).encode())
+    with pytest.raises(MalformedMessage, match="f has more than 1000000 characters"):
+        read_json(outbox, {"f": "r"}, "f", most=MOST, most_chars=1_000_000)
+    (outbox / "r").write_bytes(json.dumps(["😀" * 900_000], ensure_ascii=False).encode())
+    assert read_json(outbox, {"f": "r"}, "f", most=MOST, most_chars=1_000_000) == ["😀" * 900_000]
+
+
+def test_lines_are_read_one_by_one_within_their_bounds(
+    outbox: Path, secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values come whole and in order; a line without end, one that is no JSON, and a file that changes, are refused."""
+
+    def lines(name: object = "r") -> list[object]:
+        return list(read_json_lines(outbox, {"f": name}, "f", most=1_000, most_of_a_line=10))
+
+    (outbox / "r").write_bytes(b'"a"\n[1]\n' + b"[2]")
+    assert lines() == ["a", [1], [2]]
+    (outbox / "r").write_bytes(b"")
+    assert lines() == []
+    for data, match in (
+        (b'"0123456789"\n', "f has a line of more than 10 bytes"),
+        (b"[1]\n\n", "f is not JSON"),
+        (b"1" * 1_001, "at most 1000 are allowed"),
+    ):
+        (outbox / "r").write_bytes(data)
+        with pytest.raises(MalformedMessage, match=match):
+            lines()
+    with pytest.raises(MalformedMessage, match="is not the name of a result"):
+        lines("../secret")
+    (outbox / "r").write_bytes(b"[1]\n")
+    values = read_json_lines(outbox, {"f": "r"}, "f", most=1_000, most_of_a_line=10)
+    assert next(values) == [1]
+    with open(outbox / "r", "ab") as file:
+        file.write(b"[2]\n" * 100)
+    with pytest.raises(MalformedMessage, match="changed while it was read"):
+        next(values)

@@ -47,6 +47,8 @@ def test_the_defaults_are_those_that_were_promised(tmp_path: Path, monkeypatch: 
         scaling="auto",
         memory_limit_bytes=None,
         disk_reserve_bytes=500_000_000,
+        spool_limit_bytes=4_000_000_000,
+        keep_days=90,
         ocr="auto",
         ocr_languages=("eng",),
         ocr_backend="auto",

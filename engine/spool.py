@@ -1,0 +1,173 @@
+"""The folder of workers' inboxes and outboxes: one for each process that has workers, and how much may lie in it.
+
+Rule: a process removes its own folder, and anybody the folders of the dead. What may start is decided by
+policy/spool.py; here it is measured, and remembered who waits.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine import guards, processes
+from engine.errors import CannotRunError
+from engine.model import Failure, UserId
+from engine.policy.spool import Need, SpoolBudget, Verdict
+from engine.reasons import Reason
+from engine.settings import Settings
+
+#: In the data directory.
+SPOOL_FOLDER = "spool"
+
+
+@contextmanager
+def spool_for(settings: Settings) -> Iterator[Path]:
+    """A folder of this process for its workers' inboxes and outboxes. What dead processes left there is removed.
+
+    Raises CannotRunError.
+    """
+    root = settings.data_dir / SPOOL_FOLDER
+    pid = os.getpid()
+    place = root / f"{pid}-{processes.start_time(pid):.0f}-{secrets.token_hex(4)}"
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in find_stale(settings.data_dir):
+            shutil.rmtree(left, ignore_errors=True)
+        place.mkdir(mode=0o700)
+    except OSError as error:
+        said = f"{root} cannot be used: {error.strerror}; give the engine's account the right to write it, and room"
+        raise CannotRunError(said) from error
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def find_stale(data_dir: Path) -> list[Path]:
+    """Folders of the spool whose process is dead. Raises OSError when the spool cannot be listed; none: empty."""
+    root = data_dir / SPOOL_FOLDER
+    try:
+        entries = sorted(root.iterdir())
+    except FileNotFoundError:
+        return []
+    return [entry for entry in entries if _is_stale(entry)]
+
+
+def _is_stale(entry: Path) -> bool:
+    owner, _, rest = entry.name.partition("-")
+    started = rest.partition("-")[0]
+    # What has another name is not ours: somebody may be at work there by hand.
+    return owner.isdigit() and started.isdigit() and not processes.is_alive(int(owner), float(started))
+
+
+def bytes_in(folder: Path) -> int:
+    """What lies in a folder, as the disk counts it. Links are not followed, and what vanishes meanwhile counts 0."""
+    total = 0
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                total += entry.stat(follow_symlinks=False).st_blocks * 512
+                if entry.is_dir(follow_symlinks=False):
+                    total += bytes_in(Path(entry.path))
+    return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskShort:
+    """The disk of `path` has less free than the reserve."""
+
+    path: Path
+    free_bytes: int
+    reserve_bytes: int
+
+    def __str__(self) -> str:
+        free, reserve = self.free_bytes // 10**6, self.reserve_bytes // 10**6
+        return (
+            f"{self.path} has {free:,} MB free, less than NIGHTMILL_DISK_RESERVE ({reserve:,} MB); "
+            "free space, or lower the reserve"
+        )
+
+    @property
+    def badly(self) -> bool:
+        """What runs eats up the room that is kept for publishing what is there."""
+        return self.free_bytes < self.reserve_bytes // 2
+
+
+def find_short(settings: Settings) -> DiskShort | None:
+    """Whether the data directory's disk is below its reserve now."""
+    free, reserve = guards.disk_free_bytes(settings.data_dir), settings.disk_reserve_bytes
+    return DiskShort(path=settings.data_dir, free_bytes=free, reserve_bytes=reserve) if free < reserve else None
+
+
+class SpoolRoom:
+    """Room in the spool of one run, for the loop that hands it out."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._budget = SpoolBudget(settings.spool_limit_bytes, settings.disk_reserve_bytes)
+        self._waiting: dict[UserId, None] = {}
+        self._stirred = False
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for room."""
+        return len(self._waiting)
+
+    def ask(self, asker: UserId, need: Need) -> Verdict:
+        """May a unit start now? Who is to wait hears of it by `take_stirred`."""
+        verdict = self._budget.ask(asker, need, self._free_bytes() if need.disk_bytes else 0)
+        if verdict is Verdict.WAIT:
+            self._waiting[asker] = None
+        return verdict
+
+    def take(self, unit: Hashable, asker: UserId, need: Need) -> None:
+        """A unit that may start begins."""
+        self._budget.take(unit, asker, need)
+        self._stirred = True
+
+    def give_back(self, unit: Hashable) -> None:
+        """It is over."""
+        self._budget.give_back(unit)
+        self._stirred = True
+
+    def forget(self, asker: UserId) -> None:
+        """Nothing more is begun for it."""
+        self._budget.forget(asker)
+        self._waiting.pop(asker, None)
+        self._stirred = True
+
+    def take_stirred(self) -> list[UserId]:
+        """Those who wait and should ask again, since something has changed."""
+        if not self._stirred:
+            return []
+        self._stirred = False
+        waiting, self._waiting = list(self._waiting), {}
+        return waiting
+
+    def refusal(self, need: Need) -> Failure:
+        """Why a unit can never start."""
+        detail = f"it takes {_megabytes(need.disk_bytes)} of the disk while it is worked on; {self._left()}"
+        return Failure(reason=Reason.DISK_FULL, detail=detail)
+
+    def shortage(self, need: Need) -> str:
+        """Why nothing more can start."""
+        return (
+            f"the disk of {self._settings.data_dir} has no room for the next files, which take "
+            f"{_megabytes(need.disk_bytes)} while they are worked on: {self._left()}; free space, or lower the reserve"
+        )
+
+    def _left(self) -> str:
+        free, reserve = self._free_bytes(), self._settings.disk_reserve_bytes
+        return f"{_megabytes(free)} are free, of which NIGHTMILL_DISK_RESERVE keeps {_megabytes(reserve)}"
+
+    def _free_bytes(self) -> int:
+        return guards.disk_free_bytes(self._settings.data_dir)
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 10**6:,.0f} MB"
