@@ -822,7 +822,9 @@ class Coordinator:
             WorkerDied(stage=unit.stage, detail=report.failure.detail, path=item.record.path if item else "")
         )
         cost = Cost(began=report.began, seconds=report.seconds)
-        going.owner.pipeline.lost(unit, report.blamed, report.failure, report.untouched, cost)
+        going.owner.pipeline.lost(
+            unit, report.blamed, report.failure, report.untouched, cost, outbox=report.worker.outbox
+        )
         self._end(going)
 
     def _end(self, going: _Going) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from engine.document import MAX_NOTES, MAX_PAGE_CHARS, Chunk, Document, Method, Page, cut_to_limit, merge_page
 from engine.errors import MalformedMessage
+from engine.journal import LostPages, Unfinished
 from engine.model import (
     Failure,
     Fetched,
@@ -89,6 +90,7 @@ class Kept:
 
     taken    items that a trial reads
     fresh    items that are read again though they are known
+    lost     pages that are not read again, since they have cost workers
     held     parts whose bytes are gone, by the mail that is read again for them
     waiting  items of which everything is there, and that can be published only when the rest of the user is there too
     """
@@ -96,6 +98,7 @@ class Kept:
     page_failures: dict[tuple[ItemId, int], int] = field(default_factory=dict)
     text_failures: dict[bytes, int] = field(default_factory=dict)
     index_failures: int = 0
+    lost: LostPages = field(default_factory=LostPages)
     taken: set[ItemId] = field(default_factory=set)
     fresh: set[ItemId] = field(default_factory=set)
     held: dict[ItemId, ItemId] = field(default_factory=dict)
@@ -482,6 +485,7 @@ class UserPipeline:
                 "name": item.record.path[-_HINT_CHARS:],
                 "kind": item.record.kind.value,
                 "prefix": prefix_of(unit, index),
+                "skip": self._kept.lost.pages_of(item.content),
             }
 
     def _ocr_orders(self, unit: Unit, copy: Fetched | Failure) -> Iterator[Mapping[str, Any]]:
@@ -548,7 +552,7 @@ class UserPipeline:
                 return lie
             self._note(unit, piece, None, cost)
         else:
-            self._failed(unit, piece, failure, cost)
+            self._failed(unit, piece, failure, cost, self._kept.lost.find(unit, index, outbox, failure))
         return None
 
     def lost(
@@ -558,6 +562,8 @@ class UserPipeline:
         failure: Failure,
         untouched: Sequence[int],
         cost: Cost,
+        *,
+        outbox: Path,
     ) -> None:
         """The worker is gone: the blamed order has failed, the others go back to their queues as they were."""
         orders = unit.orders or list(unit.pieces)
@@ -565,7 +571,7 @@ class UserPipeline:
             if index < len(orders):
                 self._requeue(unit.stage, orders[index])
         if blamed is not None and blamed < len(orders):
-            self._failed(unit, orders[blamed], failure, cost)
+            self._failed(unit, orders[blamed], failure, cost, self._kept.lost.find(unit, blamed, outbox, failure))
         elif not untouched and not unit.orders:
             for piece in reversed(unit.pieces):
                 self._requeue(unit.stage, piece)
@@ -597,8 +603,11 @@ class UserPipeline:
     def _extracted(self, item: Item | None, result: Mapping[str, Any], outbox: Path) -> None:
         assert item is not None
         most, most_chars = spool.DOCUMENT_JSON_BYTES, spool.DOCUMENT_JSON_CHARS
-        table = results.read_json(outbox, result, "document", most=most, most_chars=most_chars)
-        document = _fit(item.record, Document.from_json(table))
+        document = Document.from_json(results.read_json(outbox, result, "document", most=most, most_chars=most_chars))
+        self._have_document(item, self._kept.lost.noted(item.content, document), outbox)
+
+    def _have_document(self, item: Item, document: Document, outbox: Path) -> None:
+        document = _fit(item.record, document)
         self._take_parts(item, document, outbox)
         wants_ocr = any(page.needs_ocr for page in document.pages)
         version = self._plan.extracts[1 if wants_ocr else 0]
@@ -607,6 +616,9 @@ class UserPipeline:
             # A twin's document may have pages already; saving it again would drop them.
             self._writer.save_document(item.content, version, json.dumps(document.to_json()).encode())
         self._kept.fresh.discard(item.record.id)
+        if self._kept.lost.pages_of(item.content):
+            # Those tries were of its pages: the stages that follow begin to count anew.
+            item.record = replace(item.record, attempts=0)
         self._describe(item, document, version)
         self._work.extracted += 1
         self._go_on(item)
@@ -794,9 +806,11 @@ class UserPipeline:
         mail = self._ledger.find_item(part.parent)
         return mail is not None and mail.state is not ItemState.QUARANTINED
 
-    def _failed(self, unit: Unit, piece: Piece, failure: Failure, cost: Cost) -> None:
+    def _failed(
+        self, unit: Unit, piece: Piece, failure: Failure, cost: Cost, unfinished: Unfinished | None = None
+    ) -> None:
         self._work.attempts_failed += not CATALOGUE[failure.reason].skip
-        self._note(unit, piece, failure, cost)
+        self._note(unit, piece, failure, cost, unfinished.page if unfinished else None)
         if not self._is_live(piece.item):
             return
         match unit.stage:
@@ -810,13 +824,19 @@ class UserPipeline:
                 if self._index_asked:
                     self._say_no_faiss(failure)
             case _:
-                self._item_failed(unit, piece, failure)
+                self._item_failed(unit, piece, failure, unfinished)
 
-    def _item_failed(self, unit: Unit, piece: Piece, failure: Failure) -> None:
+    def _item_failed(self, unit: Unit, piece: Piece, failure: Failure, unfinished: Unfinished | None) -> None:
         item = piece.item
         assert item is not None
         attempts = item.record.attempts + 1
         verdict = after_failure(failure, attempts=attempts, alone=len(unit.orders) == 1)
+        if verdict.quarantine and unfinished is not None:
+            rescued = self._kept.lost.rescue(item.content, failure, unfinished)
+            if isinstance(rescued, Document):
+                self._have_document(item, rescued, Path())
+                return
+            verdict = rescued
         item.record = replace(item.record, attempts=attempts, alone=verdict.alone)
         if verdict.retry:
             self._moves.append(
@@ -961,9 +981,13 @@ class UserPipeline:
 
     # --- attempts ---
 
-    def _note(self, unit: Unit, piece: Piece, failure: Failure | None, cost: Cost) -> None:
-        """Write the attempt down. An order of texts belongs to many items; its failure is told of one of them."""
-        part = f"page {piece.page}" if unit.stage is Stage.OCR else ""
+    def _note(self, unit: Unit, piece: Piece, failure: Failure | None, cost: Cost, page: int | None = None) -> None:
+        """Write the attempt down. An order of texts belongs to many items; its failure is told of one of them.
+
+        page: the one of an extraction that was being read when it ended.
+        """
+        page = piece.page if unit.stage is Stage.OCR else page
+        part = f"page {page}" if page is not None else ""
         self._learn(piece.estimate, failure, cost)
         if failure is not None:
             self._noted_at = -math.inf

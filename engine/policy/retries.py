@@ -6,7 +6,10 @@ no luck. A worker's own death is blamed on its item; a death from outside never 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
+from typing import Final
 
 from engine.model import Failure
 from engine.reasons import CATALOGUE, Reason
@@ -55,6 +58,37 @@ def after_failure(failure: Failure, *, attempts: int, alone: bool) -> Verdict:
     if failure.reason is Reason.KILLED and attempts < KILLS_ALLOWED:
         return Verdict(retry=True, alone=True)
     return Verdict()
+
+
+#: How many pages of an item may be left out, one after the other, for those behind them to be read: each costs a
+#: worker, and where that ran out of time, all of the time. Of a worker that lied nothing is kept.
+MOST_LEFT_OUT: Final[Mapping[Reason, int]] = {
+    Reason.CRASHED: 3,
+    Reason.OUT_OF_MEMORY: 3,
+    Reason.NO_PROGRESS: 1,
+    Reason.DEADLINE: 1,
+}
+
+
+class Rescue(Enum):
+    """What becomes of an item that was to be set aside, and of which some pages have been read."""
+
+    NONE = "it is set aside"
+    LEAVE_OUT = "it is tried once more, alone, without the page"
+    KEEP = "what was read is the document"
+
+
+def rescue(reason: Reason, *, page: int | None, pages: int, left_out: int, worth_keeping: bool) -> Rescue:
+    """Decide. `page` was being read (None: none of them), of so many `pages`, of which so many are left out already.
+
+    worth_keeping: what was read so far would be found.
+    """
+    if reason not in MOST_LEFT_OUT:
+        return Rescue.NONE
+    # Without its last page it would be no document.
+    if page is not None and left_out < MOST_LEFT_OUT[reason] and left_out + 1 < pages:
+        return Rescue.LEAVE_OUT
+    return Rescue.KEEP if worth_keeping else Rescue.NONE
 
 
 def worth_another_run(reason: Reason) -> bool:

@@ -1,6 +1,8 @@
 """PDF -> pages of text, and which of them have to be read by OCR.
 
 Rule: page by page. One page that cannot be read costs that page; what MuPDF keeps of it is dropped before the next.
+One that takes the worker with it costs that page too: those before it are in the journal, and the next worker is told
+to leave it alone.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import pymupdf
 from engine.document import MAX_PAGES, MAX_PARTS, Document, Method, Page
 from engine.ports import StageFailed
 from engine.reasons import Reason
+from engine.workers.journal import Journal
 from engine.workers.reading import Budget, Material, Parts, clean, sheet_pixels, tidy, told
 from engine.workers.types import HEAD_BYTES, media_type_of
 
@@ -88,28 +91,46 @@ class _Reading:
     budget: Budget
     pages: list[Page] = field(default_factory=list)
     unread: list[int] = field(default_factory=list)
+    skipped: int = 0
     without_ocr: int = 0
     complaint: str = ""
 
 
 def _read(pdf: Any, material: Material) -> Document:
     state = _Reading(Budget(limit=material.max_text_chars))
-    count = pdf.page_count
-    for index in range(count):
-        state.pages.append(_page(pdf, index, state, material.ocr))
-        material.place.progress(index + 1, count)
-        if state.budget.left <= 0:
-            break
-    if len(state.unread) == len(state.pages):
+    count, title, facts = pdf.page_count, _title(pdf), _facts(pdf)
+    journal = Journal(material, material.document(title=title, facts=facts), count) if count > 1 else None
+    try:
+        _read_pages(pdf, material, state, journal)
+    finally:
+        if journal is not None:
+            journal.close()
+    if len(state.unread) + state.skipped == len(state.pages):
         raise StageFailed(Reason.DAMAGED, f"a PDF of which no page can be read: {state.complaint}")
     parts = _attachments(pdf, material)
     return material.document(
-        title=_title(pdf),
+        title=title,
         pages=state.pages,
         parts=parts.written,
-        facts=_facts(pdf),
+        facts=facts,
         notes=[*_notes(pdf, state, count), *parts.notes()],
     )
+
+
+def _read_pages(pdf: Any, material: Material, state: _Reading, journal: Journal | None) -> None:
+    count = pdf.page_count
+    for number in range(1, count + 1):
+        if number in material.skip:
+            page = Page(number=number, text="", method=Method.NONE)
+            state.skipped += 1
+        else:
+            page = _page(pdf, number - 1, state, material.ocr)
+        state.pages.append(page)
+        if journal is not None:
+            journal.add(page)
+        material.place.progress(number, count)
+        if state.budget.left <= 0:
+            break
 
 
 def _page(pdf: Any, index: int, state: _Reading, ocr: bool) -> Page:

@@ -48,6 +48,7 @@ class Material:
     prefix          of every name written into the outbox
     ocr             pages without text may be sent to OCR
     max_text_chars  of the whole document
+    skip            numbers of pages that are not to be touched: they have cost a worker its life
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Material:
     ocr: bool
     max_text_chars: int
     place: Place
+    skip: frozenset[int] = frozenset()
 
     def document(
         self,
