@@ -45,21 +45,22 @@ from engine.model import (
     UserId,
 )
 from engine.model import ItemKey as ListedKey
-from engine.opening import private_folders
+from engine.opening import can_start_programs, private_folders
 from engine.parts import PartStore
 from engine.pipeline import Kept, UserPipeline
 from engine.plan import Plan
 from engine.policy.peaks import Peaks
 from engine.policy.spool import FULL_IN_A_ROW, Verdict
 from engine.policy.turns import Backlog, Rules, Turns
-from engine.ports import Ask, Clock, Ledger, Return, Source
+from engine.ports import Answer, Ask, Clock, Ledger, Return, Source
+from engine.promises import Promises
 from engine.reasons import Reason
 from engine.settings import DEBUG_FILES, INDEXES_FOLDER, Settings
 from engine.sources.uri import open_source
 from engine.survey import Freed, Orders, Removed, Surveyed, Surveyor, Trouble, make_pending, try_survey
 from engine.telemetry import Notice, Progressed, Reporter, UserBegan, WorkerDied
 from engine.way import Cost, Unit, Work
-from engine.workers.supervisor import Bounds, Ended, Finished, Lost, Report, Supervisor, Worker
+from engine.workers.supervisor import Bounds, Ended, Finished, Lost, Report, Supervisor, Swollen, Worker
 from indexes import lock, paths
 from indexes.errors import IndexBusy, IndexFault, IndexFull
 from indexes.records import ItemKey, Published
@@ -204,8 +205,12 @@ class Coordinator:
             # Whoever waits for an answer, and the rest of the server, go before bulk work.
             niceness=0 if lane is Lane.INTERACTIVE else BULK_NICENESS,
             sandbox=settings.sandbox,
+            may_start=can_start_programs(settings),
             private=private_folders(settings),
         )
+        self._promises = Promises(self._supervisor, clock, lambda: desk.limits)
+        #: Leases of workers that were killed, and that the kernel has not let go of yet.
+        self._stuck: dict[Worker, LeaseId] = {}
         self._wake_out, self._wake_in = os.pipe()
         #: Held while the pipe is written to or closed. A signal handler may come in between, in the same thread.
         self._wake_lock = threading.RLock()
@@ -620,12 +625,17 @@ class Coordinator:
         withdraw, self._withdrawn = self._withdrawn, []
         returns, self._returns = self._returns, []
         now = self._clock.monotonic()
+        self._free_stuck()
         explain = bool(self._askers) and now - self._explained >= EXPLAIN_SECONDS
-        if not (asks or withdraw or returns or self._rung or explain):
+        if not (asks or withdraw or returns or self._rung or explain or self._promises.are_due):
             return
         self._rung = False
+        claims = self._promises.claims()
         backlog = self._backlog_changes() if explain else None
-        answer = self._desk.exchange(asks=asks, returns=returns, withdraw=withdraw, backlog=backlog, explain=explain)
+        answer = self._desk.exchange(
+            asks=asks, returns=returns, withdraw=withdraw, claims=claims, backlog=backlog, explain=explain
+        )
+        self._hear_all(self._promises.heed(claims, answer))
         if explain:
             self._explained = now
         if not self._askers:
@@ -634,6 +644,7 @@ class Coordinator:
             if answer.waits != self._waits:
                 _log.debug("waiting: %s", dict(answer.waits))
             self._waits = answer.waits
+        self._retire_for_memory(answer)
         for grant in answer.grants:
             owner = self._askers.pop(grant.ask_id, None)
             unit = None if owner is None else owner.asked.pop(grant.ask_id)
@@ -656,6 +667,21 @@ class Coordinator:
         if verdict is Verdict.FULL:
             self._draining = self._draining or (EXIT_CANNOT, self._room.shortage(unit.need))
         return False
+
+    def _retire_for_memory(self, answer: Answer) -> None:
+        """Idle workers go where memory is waited for: first those of stages that no unit waits for."""
+        lacking = answer.waits is not None and not {"memory", "reserved"}.isdisjoint(answer.waits.values())
+        idle = [worker for worker in self._supervisor.workers if not worker.busy and worker.ready]
+        if not idle or not (lacking or self._promises.is_short):
+            return
+        wanted = {unit.stage for opened in self._askers.values() for unit in opened.asked.values()}
+        unwanted = [worker for worker in idle if worker.stage not in wanted]
+        for worker in unwanted or (idle if lacking else ()):
+            self._supervisor.retire(worker)
+
+    def _free_stuck(self) -> None:
+        for worker in self._stuck.keys() - set(self._supervisor.dying):
+            self._returns.append(Return(lease_id=self._stuck.pop(worker), cost_seconds=0.0))
 
     def _new_asks(self) -> Iterator[Ask]:
         """For those of whom there was news: nobody else has more to begin than before."""
@@ -732,12 +758,16 @@ class Coordinator:
         if not orders:
             self._end(going)
             return
+        unit = going.unit
+        limit = self._promises.begin(
+            going.lease, going.worker, promised_bytes=unit.memory_bytes, ceiling_bytes=unit.ceiling_bytes
+        )
         self._supervisor.assign(
             going.worker,
             orders,
-            deadlines=[piece.estimate.deadline for piece in going.unit.orders],
-            promised_bytes=going.unit.memory_bytes,
-            limit_bytes=going.unit.ceiling_bytes,
+            deadlines=[piece.estimate.deadline for piece in unit.orders],
+            promised_bytes=unit.memory_bytes,
+            limit_bytes=limit,
         )
 
     # --- news ---
@@ -745,6 +775,9 @@ class Coordinator:
     def _hear(self, timeout_seconds: float) -> None:
         by_owner: dict[_Open, list[tuple[_Going, Report]]] = {}
         for report in self._supervisor.poll(timeout_seconds):
+            if isinstance(report, Swollen):
+                self._promises.note_swollen(report)
+                continue
             going = self._going.get((report.worker.number, report.unit))
             if going is not None:
                 by_owner.setdefault(going.owner, []).append((going, report))
@@ -821,7 +854,13 @@ class Coordinator:
         self._reporter.say(
             WorkerDied(stage=unit.stage, detail=report.failure.detail, path=item.record.path if item else "")
         )
-        cost = Cost(began=report.began, seconds=report.seconds)
+        going.cpu_seconds += report.cpu_seconds
+        cost = Cost(
+            began=report.began,
+            seconds=report.seconds,
+            cpu_seconds=report.cpu_seconds,
+            peak_bytes=report.peak_bytes,
+        )
         going.owner.pipeline.lost(
             unit, report.blamed, report.failure, report.untouched, cost, outbox=report.worker.outbox
         )
@@ -837,7 +876,12 @@ class Coordinator:
         seconds = self._clock.monotonic() - going.began if going.assigned else 0.0
         cost = going.cpu_seconds or seconds
         self._turns.charge(going.owner.user, cost)
-        self._returns.append(Return(lease_id=going.lease, cost_seconds=cost))
+        self._promises.end(going.lease)
+        if going.worker in self._supervisor.dying:
+            # Its memory and its core are still in use.
+            self._stuck[going.worker] = going.lease
+        else:
+            self._returns.append(Return(lease_id=going.lease, cost_seconds=cost))
 
     def _stir(self, opened: _Open) -> None:
         """There is news of an open user."""

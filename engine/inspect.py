@@ -21,12 +21,13 @@ from engine.policy import estimates, spool
 from engine.policy.estimates import Estimate
 from engine.policy.peaks import Peaks
 from engine.ports import Ask, FetchFailed, Return
+from engine.promises import TELL_SECONDS, Promises
 from engine.reasons import Reason
 from engine.settings import Settings
 from engine.sources import beneath
 from engine.spool import spool_for
 from engine.workers import results
-from engine.workers.supervisor import Bounds, Ended, Finished, Lost, Supervisor, Worker
+from engine.workers.supervisor import Bounds, Ended, Finished, Lost, Report, Supervisor, Swollen, Worker
 
 #: No user can have this name (it begins with a dash), so nobody's share is touched.
 _NOBODY = UserId("-extract")
@@ -60,6 +61,7 @@ class _Reading:
     def __init__(self, settings: Settings, desk: Desk, supervisor: Supervisor, path: Path) -> None:
         self._plan = make_plan(settings)
         self._desk, self._supervisor, self._path = desk, supervisor, path
+        self._promises = Promises(supervisor, SystemClock(), lambda: desk.limits)
         self._units = 0
 
     def read(self) -> Document | Failure:
@@ -104,7 +106,15 @@ class _Reading:
         return estimates.fitted(estimate, peaks=Peaks(), budget_bytes=self._desk.limits.memory_limit_bytes)
 
     def _do(self, stage: Stage, order: Mapping[str, Any], estimate: Estimate, field: str) -> object:
-        """One unit under one token: the JSON of the result, or the Failure."""
+        """One order: the JSON of the result, or the Failure. What ran out of memory is done once more, with all."""
+        done = self._do_once(stage, order, estimate, field)
+        ran_out = isinstance(done, Failure) and done.reason is Reason.OUT_OF_MEMORY
+        if ran_out and estimate.memory_bytes < estimate.ceiling_bytes:
+            done = self._do_once(stage, order, replace(estimate, memory_bytes=estimate.ceiling_bytes), field)
+        return done
+
+    def _do_once(self, stage: Stage, order: Mapping[str, Any], estimate: Estimate, field: str) -> object:
+        """One unit under one token."""
         self._units += 1
         lease = self._lease(estimate)
         try:
@@ -124,15 +134,14 @@ class _Reading:
                 self._supervisor.release(worker)
                 return error.failure
             full = {**order, "file": f"{name}.bytes", "prefix": name}
+            promised = estimate.memory_bytes
+            limit = self._promises.begin(lease, worker, promised_bytes=promised, ceiling_bytes=estimate.ceiling_bytes)
             self._supervisor.assign(
-                worker,
-                [full],
-                deadlines=[estimate.deadline],
-                promised_bytes=estimate.memory_bytes,
-                limit_bytes=estimate.ceiling_bytes,
+                worker, [full], deadlines=[estimate.deadline], promised_bytes=promised, limit_bytes=limit
             )
             return self._wait(worker, field)
         finally:
+            self._promises.end(lease)
             self._desk.exchange(returns=[Return(lease_id=lease, cost_seconds=estimate.seconds)])
 
     def _lease(self, estimate: Estimate) -> Any:
@@ -152,8 +161,10 @@ class _Reading:
     def _wait(self, worker: Worker, field: str) -> object:
         outcome: object = None
         while True:
-            for report in self._supervisor.poll(0.5):
+            for report in (*self._supervisor.poll(TELL_SECONDS), *self._talk_of_memory()):
                 match report:
+                    case Swollen():
+                        self._promises.note_swollen(report)
                     case Ended() if report.failure is not None:
                         outcome = report.failure
                     case Ended():
@@ -172,6 +183,13 @@ class _Reading:
                         return outcome
                     case Lost():
                         return report.failure
+
+    def _talk_of_memory(self) -> list[Report]:
+        """Who works is told to the desk, and asked to be promised more where it needs that."""
+        if not self._promises.are_due:
+            return []
+        claims = self._promises.claims()
+        return self._promises.heed(claims, self._desk.exchange(claims=claims, explain=False))
 
 
 def _size_of(status: Any) -> str:

@@ -12,7 +12,7 @@ from engine.desk import Desk, open_desk
 from engine.errors import CannotRunError
 from engine.rendezvous import find_runtime_dir
 from engine.settings import INDEXES_FOLDER, SPOOL_FOLDER, Settings
-from engine.workers.sandbox import cannot_be_strict, find_protections
+from engine.workers.sandbox import cannot_be_strict, find_protections, needs_of
 
 
 def make_data_dir(settings: Settings) -> None:
@@ -36,6 +36,12 @@ def require_sandbox(settings: Settings) -> None:
     """Raises CannotRunError where NIGHTMILL_SANDBOX is strict and this machine cannot confine workers."""
     if settings.sandbox == "strict" and (lacking := find_protections().lacking):
         raise CannotRunError(cannot_be_strict(lacking))
+
+
+def can_start_programs(settings: Settings) -> bool:
+    """Workers may start other programs: nothing keeps them from it, or text recognition is one."""
+    ocr = needs_of("engine.workers.ocr", {"backend": settings.ocr_backend})
+    return settings.sandbox == "off" or not find_protections().seccomp or (settings.ocr == "auto" and ocr.programs)
 
 
 def desk_for(settings: Settings) -> Desk:

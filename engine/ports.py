@@ -150,7 +150,8 @@ class Answer:
     denied      leases whose claim could not be met: what was promised before still is, and no more
     stops       leases whose worker is to be ended now because memory runs out, and why, in words for people. Said in
                 every answer until the lease ends; after a second the scheduler ends the worker's group itself
-    room_bytes  memory that is neither promised nor taken, as of now; 0 where nothing may start
+    room_bytes  memory that is neither promised nor taken, as of now; 0 where nothing may start, below 0 when less is
+                there than was promised
     """
 
     grants: tuple[Grant, ...] = ()

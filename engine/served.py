@@ -238,7 +238,7 @@ class ServedDesk:
                 self._limits_for(borrower),
                 denied,
                 self._guard.stops_of(session),
-                0 if self._awaited or self._book.memory.closed else max(0, self._book.memory.free_bytes),
+                self._room_bytes(),
             )
 
     def promote(self, user: str) -> bool:
@@ -492,6 +492,10 @@ class ServedDesk:
         for ask in wished:
             self._book.ask(session, ask)
         return void
+
+    def _room_bytes(self) -> int:
+        free = self._book.memory.free_bytes
+        return min(0, free) if self._awaited or self._book.memory.closed else free
 
     def _claim(self, borrower: _Session, claims: list[Claim]) -> list[str]:
         """Answers with the leases that were not promised so much."""
