@@ -417,6 +417,7 @@ class Coordinator:
         except UsageError:
             self._note_removed(user)
         except (IndexFault, OSError) as error:
+            self._note_full(error)
             self._note_trouble(user, str(error))
             self._drop(user)
         else:
@@ -469,10 +470,14 @@ class Coordinator:
         try:
             yield
         except (IndexFault, OSError) as error:
-            if isinstance(error, IndexFull) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
-                said = f"the disk is full: {error}; free space, then run again"
-                self._draining = self._draining or (EXIT_CANNOT, said)
+            self._note_full(error)
             self._give_up(opened, str(error))
+
+    def _note_full(self, error: IndexFault | OSError) -> None:
+        """Where the disk is full, all others would fare alike: the run ends."""
+        if isinstance(error, IndexFull) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
+            way_out = ", then run again" if isinstance(error, IndexFull) else "; free space, then run again"
+            self._draining = self._draining or (EXIT_CANNOT, f"the disk is full: {error}{way_out}")
 
     def _give_up(self, opened: _Open, trouble: str) -> None:
         """Stop all that is done for a user. What was committed stays; the next run goes on from there."""
