@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from engine.coordinator import Supervisor
 from engine.desk import stop_scheduler
 from engine.errors import CannotRunError, UsageError
 from engine.guards import disk_free_bytes
-from engine.model import Lane, UserId
+from engine.model import ItemState, Lane, UserId
 from engine.policy.spool import Need
 from engine.reasons import Reason
 from engine.run import open_own_ledger, run, seconds_until
@@ -120,6 +121,24 @@ def test_copies_start_only_when_the_spool_has_room(
         assert (failed.path, failed.reason) == ("0.txt", Reason.DISK_FULL)
         assert "it takes 5,400 MB of the disk" in failed.detail
         assert ledger.counts().indexed == 4
+    stop_scheduler(settings.data_dir)
+
+
+def test_a_worker_that_never_ends_writing_is_stopped_and_its_file_set_aside(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its outbox is looked at while it works: what no honest one could have written is a lie, and the others go on."""
+    (tmp_path / "home" / "0.txt").rename(tmp_path / "home" / "endless.txt")
+    monkeypatch.setattr("engine.coordinator.Supervisor", partial(Supervisor, package="tests.saboteurs.endless"))
+    # So that it takes no second of writing.
+    monkeypatch.setattr("engine.policy.spool.DOCUMENT_JSON_BYTES", 20_000_000)
+    assert _run(settings, None) == 3
+    with open_own_ledger(settings) as ledger:
+        (failed,) = ledger.failures()
+        assert (failed.path, failed.state, failed.reason) == ("endless.txt", ItemState.QUARANTINED, Reason.PROTOCOL)
+        assert re.fullmatch(r"it wrote \d+ MB, and may write 20 MB", failed.detail)
+        assert ledger.counts().indexed == 4
+    assert os.listdir(settings.data_dir / "spool") == []
     stop_scheduler(settings.data_dir)
 
 
