@@ -67,7 +67,8 @@ _SETTLED_BADLY: Final = (ItemState.FAILED, ItemState.QUARANTINED, ItemState.SKIP
 
 #: What is past its days; :border is a bound of the ids, :before of the time.
 _OLD_ATTEMPTS: Final = (
-    "SELECT a.id FROM attempts a JOIN items i ON i.id = a.item_id"
+    # CROSS: the attempts come first, or SQLite looks at every item that is well.
+    "SELECT a.id FROM attempts a CROSS JOIN items i ON i.id = a.item_id"
     " WHERE a.id < :border AND a.started < :before AND i.state IN ('indexed', 'skipped')"
 )
 _OLD_RUNS: Final = "FROM runs WHERE began < :before AND id < (SELECT max(id) FROM runs)"
