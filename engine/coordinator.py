@@ -429,6 +429,7 @@ class Coordinator:
         except UsageError:
             self._note_removed(user)
         except (IndexFault, OSError) as error:
+            self._note_full(error)
             self._note_trouble(user, str(error))
             self._drop(user)
         else:
@@ -481,10 +482,14 @@ class Coordinator:
         try:
             yield
         except (IndexFault, OSError) as error:
-            if isinstance(error, IndexFull) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
-                said = f"the disk is full: {error}; free space, then run again"
-                self._draining = self._draining or (EXIT_CANNOT, said)
+            self._note_full(error)
             self._give_up(opened, str(error))
+
+    def _note_full(self, error: IndexFault | OSError) -> None:
+        """Where the disk is full, all others would fare alike: the run ends."""
+        if isinstance(error, IndexFull) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
+            way_out = ", then run again" if isinstance(error, IndexFull) else "; free space, then run again"
+            self._draining = self._draining or (EXIT_CANNOT, f"the disk is full: {error}{way_out}")
 
     def _give_up(self, opened: _Open, trouble: str) -> None:
         """Stop all that is done for a user. What was committed stays; the next run goes on from there."""
@@ -754,6 +759,8 @@ class Coordinator:
     def _assign(self, going: _Going, copies: Sequence[Fetched | Failure]) -> None:
         going.assigned = True
         self._stir(going.owner)
+        for copy in copies:
+            self._note_room(copy if isinstance(copy, Failure) else None)
         orders = going.owner.pipeline.orders(going.unit, going.worker.inbox, copies)
         if not orders:
             self._end(going)
@@ -825,7 +832,7 @@ class Coordinator:
                     peak_bytes=report.peak_bytes,
                 )
                 going.cpu_seconds += report.cpu_seconds
-                self._note_room(report)
+                self._note_room(report.failure)
                 lie = pipeline.ended(
                     going.unit, report.index, report.worker.outbox, report.result, report.failure, cost
                 )
@@ -837,14 +844,14 @@ class Coordinator:
             case Lost():
                 self._lost(going, report)
 
-    def _note_room(self, report: Ended) -> None:
-        """Free space says nothing of quotas: several orders in a row that find no room do."""
-        if report.failure is None:
+    def _note_room(self, failure: Failure | None) -> None:
+        """Free space says nothing of quotas: several copies or orders in a row that find no room do."""
+        if failure is None:
             self._full_in_a_row = 0
-        elif report.failure.reason is Reason.DISK_FULL:
+        elif failure.reason is Reason.DISK_FULL:
             self._full_in_a_row += 1
             if self._full_in_a_row >= FULL_IN_A_ROW:
-                said = f"the disk is full: {report.failure.detail}; free space, then run again"
+                said = f"the disk is full: {failure.detail}; free space, then run again"
                 self._draining = self._draining or (EXIT_CANNOT, said)
 
     def _lost(self, going: _Going, report: Lost) -> None:

@@ -66,6 +66,8 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     ),
 )
 SCHEMA: Final = len(MIGRATIONS)
+#: The second: there is no room for the index of the write-ahead log.
+_FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
 
 #: From chunks to their published vectors; needs the parameter :model.
 WITH_VECTORS: Final = "JOIN vectors v ON v.model = :model AND v.text_hash = c.text_hash"
@@ -133,14 +135,15 @@ def faults(file: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code in _FULL:
+            raise IndexFull(f"{file} has no room to grow ({error}); free some disk space") from error
         # The low byte is the class of the error; some errors of the Python module carry no code at all.
-        match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+        match code & 0xFF:
             case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
                 raise IndexDamaged(f"{file} is damaged ({error}); erase it and index this user anew") from error
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
                 raise IndexBusy(f"{file} is kept busy by another process ({error}); find and stop it") from error
-            case sqlite3.SQLITE_FULL:
-                raise IndexFull(f"{file} has no room to grow ({error}); free some disk space") from error
             case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
                 raise IndexFault(f"{file} cannot be used ({error}); mind the disk and the permissions") from error
         raise
@@ -190,5 +193,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
             connection.execute(f"PRAGMA user_version = {done}")
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            # SQLite has rolled back by itself after some errors, such as a full disk.
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             raise

@@ -38,6 +38,8 @@ _TROUBLES: Final = {
     sqlite3.SQLITE_CORRUPT: "is damaged; restore it from a backup, or move it away and add the users again",
     sqlite3.SQLITE_NOTADB: "is not a ledger; restore it from a backup, or move it away and add the users again",
     sqlite3.SQLITE_FULL: "cannot grow: the disk is full; free space, then start again",
+    # Of the index of the write-ahead log.
+    sqlite3.SQLITE_IOERR_SHMSIZE: "cannot grow: the disk is full; free space, then start again",
     sqlite3.SQLITE_IOERR: "cannot be read or written: the disk reports an error; see the kernel's log",
     sqlite3.SQLITE_BUSY: f"was locked by another process for {BUSY_SECONDS:.0f} s; end what holds it, then start again",
     sqlite3.SQLITE_LOCKED: "is locked by this process itself; start again",
@@ -127,7 +129,7 @@ def explained(path: Path) -> Iterator[None]:
     except (DBAPIError, sqlite3.Error) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
         code = getattr(cause, "sqlite_errorcode", None)
-        trouble = None if code is None else _TROUBLES.get(code & 0xFF)
+        trouble = None if code is None else _TROUBLES.get(code, _TROUBLES.get(code & 0xFF))
         if trouble is None:
             raise
         raise CannotRunError(f"the ledger {path} {trouble} ({cause})") from error

@@ -69,7 +69,8 @@ _SETTLED_BADLY: Final = (ItemState.FAILED, ItemState.QUARANTINED, ItemState.SKIP
 
 #: What is past its days; :border is a bound of the ids, :before of the time.
 _OLD_ATTEMPTS: Final = (
-    "SELECT a.id FROM attempts a JOIN items i ON i.id = a.item_id"
+    # CROSS: the attempts come first, or SQLite looks at every item that is well.
+    "SELECT a.id FROM attempts a CROSS JOIN items i ON i.id = a.item_id"
     " WHERE a.id < :border AND a.started < :before AND i.state IN ('indexed', 'skipped')"
 )
 _OLD_RUNS: Final = "FROM runs WHERE began < :before AND id < (SELECT max(id) FROM runs)"
@@ -570,14 +571,18 @@ def _border(connection: Connection, before: float) -> int:
 
     They are written down in the order of time, so that some twenty rows are looked at, however many there are.
     """
-    low, high = connection.exec_driver_sql("SELECT min(id), max(id) + 1 FROM attempts").one()
-    low, high = low or 0, high or 0
+    # Each by itself: SQLite finds one of them in the index, and both together by looking at all.
+    low, high = (
+        connection.exec_driver_sql(f"SELECT {end}(id) FROM attempts").scalar_one()  # noqa: S608
+        for end in ("min", "max")
+    )
+    low, high = low or 0, (high or 0) + 1
     while low < high:
         middle = (low + high) // 2
         row = connection.exec_driver_sql(
             "SELECT id, started FROM attempts WHERE id >= ? ORDER BY id LIMIT 1", (middle,)
-        ).one()
-        if row.started < before:
+        ).first()
+        if row is not None and row.started < before:
             low = row.id + 1
         else:
             high = middle

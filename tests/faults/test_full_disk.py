@@ -10,11 +10,17 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from engine.clock import SystemClock
+from engine.errors import CannotRunError
+from engine.ledger import open_ledger
 from indexes import paths
+from indexes.errors import IndexFull
+from indexes.writer import open_writer
 from tests.mill import Mill, contents_of
 
 pytestmark = pytest.mark.timeout(120)
@@ -81,6 +87,35 @@ def _is_whole(mill: Mill) -> None:
     for file in (mill.data_dir / "ledger.db", _index(mill) / "index.db"):
         with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_databases_are_made_whole_or_not_at_all(small_disk: Callable[[str], Path], tmp_path: Path) -> None:
+    """However little room there is when they are first opened, page by page: it is said so, and with room it works."""
+    full = 0
+    for pages in range(1, 120, 3):
+        disk = small_disk(f"{4096 * pages}")
+        folder = disk / f"{pages}"
+        try:
+            with suppress(OSError):
+                folder.mkdir()
+                with open_writer(paths.make_user_dir(folder, "ann")) as writer:
+                    writer.save_read(1, "a", "f", "c")
+        except IndexFull:
+            full += 1
+        said = ""
+        try:
+            open_ledger(folder / "ledger.db", SystemClock()).close()
+        except CannotRunError as error:
+            said = str(error)
+            full += 1
+        assert not said or re.search("the disk is full|No space left", said)
+        small_disk("8m")
+        with open_writer(paths.make_user_dir(folder, "ann")) as writer:
+            writer.save_read(1, "a", "f", "c")
+        with open_ledger(folder / "ledger.db", SystemClock()) as ledger:
+            assert ledger.users() == []
+        shutil.rmtree(folder)
+    assert full > 20
 
 
 def test_a_disk_that_is_full_stops_the_run_and_harms_nothing(

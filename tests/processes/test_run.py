@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Hashable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +17,13 @@ import pytest
 from engine.coordinator import Supervisor
 from engine.desk import stop_scheduler
 from engine.errors import CannotRunError, UsageError
-from engine.model import Lane, UserId
+from engine.guards import disk_free_bytes
+from engine.model import ItemState, Lane, UserId
+from engine.policy.spool import Need
 from engine.reasons import Reason
 from engine.run import open_own_ledger, run, seconds_until
 from engine.settings import Settings, load_settings
+from engine.spool import SpoolRoom
 from engine.survey import Orders
 from engine.telemetry import SilentReporter
 from tests import files
@@ -83,6 +89,56 @@ def test_what_found_no_room_on_the_disk_is_read_by_the_next_run(
     with open_own_ledger(settings) as ledger:
         counts = ledger.counts()
     assert (counts.indexed, counts.partial, counts.failed) == (5, 0, 0)
+    stop_scheduler(settings.data_dir)
+
+
+def test_copies_start_only_when_the_spool_has_room(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that fit into the spool one by one are worked on one by one; one too large for the disk fails alone, with
+    the numbers, and is not copied.
+    """
+    home = tmp_path / "home"
+    for number in range(1, 5):
+        (home / f"{number}.txt").unlink()
+        (home / f"{number}.notes").write_text(f"The sanderling number {number}. " * 16_000)
+    os.truncate(home / "0.txt", 1_800_000_000)
+    reserve = disk_free_bytes(tmp_path) - 3_000_000_000
+    settings = replace(settings, spool_limit_bytes=1_000_000, disk_reserve_bytes=reserve)
+    seen = []
+
+    class Watched(SpoolRoom):
+        def take(self, unit: Hashable, asker: UserId, need: Need) -> None:
+            super().take(unit, asker, need)
+            seen.append((len(self._budget._taken), self._budget.spool_bytes))
+
+    monkeypatch.setattr("engine.spool.SpoolRoom", Watched)
+    assert _run(settings, None) == 3
+    assert sum(taken > 500_000 for _, taken in seen) >= 4
+    assert all(count == 1 or taken <= 1_000_000 for count, taken in seen)
+    with open_own_ledger(settings) as ledger:
+        (failed,) = ledger.failures()
+        assert (failed.path, failed.reason) == ("0.txt", Reason.DISK_FULL)
+        assert "it takes 5,400 MB of the disk" in failed.detail
+        assert ledger.counts().indexed == 4
+    stop_scheduler(settings.data_dir)
+
+
+def test_a_worker_that_never_ends_writing_is_stopped_and_its_file_set_aside(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its outbox is looked at while it works: what no honest one could have written is a lie, and the others go on."""
+    (tmp_path / "home" / "0.txt").rename(tmp_path / "home" / "endless.txt")
+    monkeypatch.setattr("engine.coordinator.Supervisor", partial(Supervisor, package="tests.saboteurs.endless"))
+    # So that it takes no second of writing.
+    monkeypatch.setattr("engine.policy.spool.DOCUMENT_JSON_BYTES", 20_000_000)
+    assert _run(settings, None) == 3
+    with open_own_ledger(settings) as ledger:
+        (failed,) = ledger.failures()
+        assert (failed.path, failed.state, failed.reason) == ("endless.txt", ItemState.QUARANTINED, Reason.PROTOCOL)
+        assert re.fullmatch(r"it wrote \d+ MB, and may write 20 MB", failed.detail)
+        assert ledger.counts().indexed == 4
+    assert os.listdir(settings.data_dir / "spool") == []
     stop_scheduler(settings.data_dir)
 
 
