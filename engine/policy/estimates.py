@@ -84,6 +84,8 @@ _LOADED_BYTES: Final = {
     Stage.EMBED: 0,
     Stage.INDEX: 0,
 }
+#: A mail is parsed in one piece, as much of it as is read at all (workers/read_mail.py).
+_MAIL_BYTES: Final = 256 * MIB
 #: No worker is smaller: the interpreter and our own modules.
 _LEAST_WORKER_BYTES: Final = 16 * MIB
 #: Below so many bits of its size the worker itself is nearly all that an order takes: those are learned as one.
@@ -125,14 +127,15 @@ class Estimate:
     key: PeakKey | None = None
 
 
-def extraction(*, size_bytes: int, ending: str) -> Estimate:
-    """One file. `ending` as ".pdf", lower case."""
+def extraction(*, size_bytes: int, ending: str, is_mail: bool = False) -> Estimate:
+    """One file. `ending` as ".pdf", lower case; is_mail: its source says so, whatever it holds."""
     reader = _BY_ENDING.get(ending, _UNKNOWN)
     return _estimate(
         _key(Stage.EXTRACT, _KINDS.get(ending, _OTHER), size_bytes),
         seconds=reader.seconds + reader.seconds_mb * size_bytes / 1e6,
         own=min(int(size_bytes * reader.factor), reader.most_bytes),
         size=size_bytes,
+        least=min(size_bytes, _MAIL_BYTES) if is_mail else 0,
     )
 
 
