@@ -17,6 +17,7 @@ from engine.model import ItemState, Lane, Stage, UserId
 from engine.policy import estimates
 from engine.policy.estimates import MIB
 from engine.policy.peaks import Peaks
+from engine.policy.retries import worth_another_run
 from engine.reasons import Reason
 from engine.run import open_own_ledger, run
 from engine.settings import load_settings
@@ -34,8 +35,8 @@ def test_costly_files_cost_no_more_than_they_must(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each is tried twice, the second time alone with the whole budget promised; pages that were read stay, and the
-    document is partial; what always runs out of memory is quarantined, and what can never fit is not even tried; all
-    others are indexed. The next run promises what this one has seen."""
+    document is partial; what always runs out of memory is quarantined, and what can never fit is not even tried; what
+    others kill is left to another run; all others are indexed. The next run promises what this one has seen."""
     caplog.set_level(logging.DEBUG, "engine.coordinator")
     monkeypatch.setattr("engine.coordinator.Supervisor", partial(Supervisor, package="tests.saboteurs.costly"))
     home = tmp_path / "home"
@@ -43,6 +44,7 @@ def test_costly_files_cost_no_more_than_they_must(
     files.text_pdf(home / "deadly.pdf", *(f"Page {number} of the whimbrel" for number in range(1, 5)))
     files.scanned_pdf(home / "scan.pdf", "First of the dotterel", "Second", "Third of the dotterel")
     (home / "greedy.txt").write_text("The knot.")
+    files.picture("The turnstone").save(home / "hunted.png")
     (tmp_path / "mail" / "new").mkdir(parents=True)
     (tmp_path / "mail" / "cur").mkdir()
     with open(tmp_path / "mail" / "cur" / "huge", "wb") as file:
@@ -71,13 +73,17 @@ def test_costly_files_cost_no_more_than_they_must(
         )
     finally:
         stop_scheduler(settings.data_dir)
-    assert (report.counts.found, report.counts.indexed, report.counts.partial, report.counts.failed) == (16, 14, 2, 2)
+    assert (report.counts.found, report.counts.indexed, report.counts.partial, report.counts.failed) == (17, 14, 2, 3)
     with open_own_ledger(settings) as ledger:
-        huge, greedy = ledger.failures()
+        failed_items = {Path(item.path).name: item for item in ledger.failures()}
+        greedy, huge, hunted = (failed_items[name] for name in ("greedy.txt", "huge", "hunted.png"))
         assert (greedy.state, greedy.reason) == (ItemState.QUARANTINED, Reason.OUT_OF_MEMORY)
         assert (huge.state, huge.reason) == (ItemState.FAILED, Reason.OUT_OF_MEMORY)
         assert "at least 272 MiB of memory; all that the workers may use together is 256 MiB" in huge.detail
         assert [one.seconds for one in ledger.attempts(huge.id)] == [0.0]
+        # Not its own doing: the next run tries it again, and has not lost its page.
+        assert (hunted.state, hunted.reason) == (ItemState.FAILED, Reason.KILLED)
+        assert worth_another_run(hunted.reason)
         tries = {
             name: ledger.attempts(ledger.find_items(name)[0].id) for name in ("greedy.txt", "deadly.pdf", "scan.pdf")
         }
