@@ -88,6 +88,7 @@ class Kept:
 
     Failures are counted over the whole run, so that resting gives nobody a further try.
 
+    page_troubles  why the last page of an item was given up
     taken    items that a trial reads
     fresh    items that are read again though they are known
     lost     pages that are not read again, since they have cost workers
@@ -96,6 +97,7 @@ class Kept:
     """
 
     page_failures: dict[tuple[ItemId, int], int] = field(default_factory=dict)
+    page_troubles: dict[ItemId, Failure] = field(default_factory=dict)
     text_failures: dict[bytes, int] = field(default_factory=dict)
     index_failures: int = 0
     lost: LostPages = field(default_factory=LostPages)
@@ -708,8 +710,11 @@ class UserPipeline:
         notes = document.notes
         if lost:
             notes = (*notes[: MAX_NOTES - 2], f"partial: the pages {', '.join(map(str, lost[:20]))} could not be read")
+            trouble = self._kept.page_troubles.pop(item.record.id, None)
             if len(lost) == len(document.pages) and not any(page.text.strip() for page in merged):
-                self._settle(item, ItemState.FAILED, Failure(reason=Reason.OCR_FAILED, detail="no page could be read"))
+                why = f": {trouble.reason}: {trouble.detail}" if trouble is not None else ""
+                failure = Failure(reason=Reason.OCR_FAILED, detail=f"no page could be read{why}")
+                self._settle(item, ItemState.FAILED, failure)
                 return False
         whole = cut_to_limit(replace(document, pages=merged, notes=notes))
         self._writer.save_document(item.content, item.extract, json.dumps(whole.to_json()).encode())
@@ -863,6 +868,7 @@ class UserPipeline:
             # Not the page's fault: another run may read it, and goes on with the pages that are there.
             self._settle(item, ItemState.FAILED, failure)
             return
+        self._kept.page_troubles[item.record.id] = failure
         self._recognised(piece, Page(number=piece.page, text="", method=Method.NONE))
 
     def _texts_failed(self, piece: Piece, failure: Failure) -> None:

@@ -151,7 +151,8 @@ def attempt_of(item: ItemId, stage: Stage, part: str, failure: Failure | None, c
 def extraction_of(item: Item) -> Estimate:
     """What extracting the item is expected to take."""
     record = item.record
-    return estimates.extraction(size_bytes=record.size_bytes, ending=ending_of(record))
+    is_mail = record.kind is Kind.MAIL
+    return estimates.extraction(size_bytes=record.size_bytes, ending=ending_of(record), is_mail=is_mail)
 
 
 def chunking_of(item: Item) -> Estimate:

@@ -5,8 +5,8 @@
 Rule: never right, always on the safe side where it protects (memory, deadlines), near the mean where it only orders
 (seconds). Figures are CPU seconds of one core, and bytes in all: worker and libraries included.
 
-Sources of the constants: `scripts/bench` for seconds; for memory the peaks of every file of a folder of 217 real files
-of many kinds, each the first of its worker, and what the readers promise to stay within (docs/memory.md).
+Sources of the constants: `scripts/bench` for seconds; for memory the peaks of workers (VmHWM) in runs over a folder of
+217 real files of many kinds, and over pages and pictures of 1 to 98 million pixels that were made for it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _OTHER: Final = "other"
 #: OCR the pixels come on top, see there.
 _BASE_BYTES: Final = {
     Stage.EXTRACT: 96 * MIB,
-    Stage.OCR: 128 * MIB,
+    Stage.OCR: 160 * MIB,
     Stage.CHUNK: 64 * MIB,
     Stage.EMBED: 288 * MIB,
     Stage.INDEX: 96 * MIB,
@@ -84,6 +84,8 @@ _LOADED_BYTES: Final = {
     Stage.EMBED: 0,
     Stage.INDEX: 0,
 }
+#: A mail is parsed in one piece, as much of it as is read at all (workers/read_mail.py).
+_MAIL_BYTES: Final = 256 * MIB
 #: No worker is smaller: the interpreter and our own modules.
 _LEAST_WORKER_BYTES: Final = 16 * MIB
 #: Below so many bits of its size the worker itself is nearly all that an order takes: those are learned as one.
@@ -91,11 +93,10 @@ _SMALL_BITS: Final = {Stage.EXTRACT: 16, Stage.OCR: 20, Stage.CHUNK: 16, Stage.E
 #: What any order may take in the end, alone on the machine if need be: far more than any honest file was seen to take,
 #: and sixteen times its size, so that large files are not refused for being large.
 _CEILING_BYTES, _CEILING_FACTOR = 2048 * MIB, 16
-#: One page. Bytes a pixel by the kind of file: what it is decoded from, the sheet, the OCR engine's copies of that.
-#: Seen: 120 and 154 MiB for A4 at 200 dpi, 159 for A3, of a PDF; 190 for 8 million pixels with transparency, 176 for 35
-#: million of a JPEG, 602 for 98 million of a PNG.
-_OCR_PAGE_SECONDS: Final = 0.7
-_OCR_PIXEL_BYTES: Final = {"pdf": 12, "image": 9}
+#: One page. Bytes a pixel: what it is decoded from, the sheet, the OCR engine's copies of that. Seen, in MiB: up to 165
+#: for pages of a million pixels and for A4 at 200 dpi (3.9), 159 for A3; of pictures 243 for 8 million with
+#: transparency, 221 for 35 million of a JPEG, 602 for 98 million of a PNG.
+_OCR_PAGE_SECONDS, _OCR_PIXEL_BYTES = 0.7, 12
 #: Where a page does not say how many it has: the largest sheet that is rendered.
 _OCR_UNKNOWN_PIXELS: Final = 20_000_000
 #: Texts of 200 tokens on one core.
@@ -126,21 +127,22 @@ class Estimate:
     key: PeakKey | None = None
 
 
-def extraction(*, size_bytes: int, ending: str) -> Estimate:
-    """One file. `ending` as ".pdf", lower case."""
+def extraction(*, size_bytes: int, ending: str, is_mail: bool = False) -> Estimate:
+    """One file. `ending` as ".pdf", lower case; is_mail: its source says so, whatever it holds."""
     reader = _BY_ENDING.get(ending, _UNKNOWN)
     return _estimate(
         _key(Stage.EXTRACT, _KINDS.get(ending, _OTHER), size_bytes),
         seconds=reader.seconds + reader.seconds_mb * size_bytes / 1e6,
         own=min(int(size_bytes * reader.factor), reader.most_bytes),
         size=size_bytes,
+        least=min(size_bytes, _MAIL_BYTES) if is_mail else 0,
     )
 
 
 def ocr_page(*, media_type: str, pixels: int = 0) -> Estimate:
     """One page of a PDF or a picture. `pixels` of the picture, or of the page as it is rendered; 0: unknown."""
     kind = "pdf" if media_type == "application/pdf" else "image"
-    own = (pixels or _OCR_UNKNOWN_PIXELS) * _OCR_PIXEL_BYTES[kind]
+    own = (pixels or _OCR_UNKNOWN_PIXELS) * _OCR_PIXEL_BYTES
     key = _key(Stage.OCR, kind, pixels) if pixels else PeakKey(Stage.OCR, kind, 0)
     return _estimate(key, seconds=_OCR_PAGE_SECONDS, own=own, size=pixels)
 

@@ -20,6 +20,7 @@ Kind = Callable[[int], Estimate]
 #: Every estimate as a function of one size.
 BY_SIZE: dict[str, Kind] = {
     **{f"extract {ending}": (lambda n, e=ending: estimates.extraction(size_bytes=n, ending=e)) for ending in ENDINGS},
+    "extract a mail": lambda n: estimates.extraction(size_bytes=n, ending=".eml", is_mail=True),
     "ocr pdf": lambda n: estimates.ocr_page(media_type="application/pdf", pixels=n + 1),
     "ocr image": lambda n: estimates.ocr_page(media_type="image/png", pixels=n + 1),
     "chunk": lambda n: estimates.chunking(chars=n),
