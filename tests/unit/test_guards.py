@@ -312,24 +312,22 @@ def test_a_group_with_a_quota_counts_where_it_leaves_less(machine: Machine, tree
     assert cores_of(meter.look(2.0, [50])) == (2, 1.5)
 
 
-def test_memory_is_read_with_every_look(machine: Machine, tree: Path, tmp_path: Path) -> None:
-    """Share and pressure of the group that limits us, else of the machine; None where the kernel keeps no pressure."""
+def test_pressure_is_read_with_every_look(machine: Machine, tree: Path, tmp_path: Path) -> None:
+    """Of the group that limits us, else of the machine; None where the kernel keeps none. The share comes from the
+    guard."""
     meter = LoadMeter()
     assert meter.look(0.0, []).memory_pressure is None
     (tmp_path / "pressure").write_text("some avg10=12.50 avg60=1.00 avg300=0.00 total=1\nfull avg10=90.00\n")
     assert meter.look(0.1, []).memory_pressure == 0.125
     group = tree / "outer"
     (group / "memory.max").write_text("1000000")
-    (group / "memory.current").write_text("900000")
-    (group / "memory.stat").write_text("anon 900000\ninactive_file 100000\n")
     (group / "memory.pressure").write_text("some avg10=3.00 avg60=1.00 avg300=0.00 total=1\n")
-    load = meter.look(0.2, [])
+    load = meter.look(0.2, [], 0.8)
     assert (load.memory_used_share, load.memory_pressure) == (0.8, 0.03)
     # Groups of v1 keep no pressure: a narrower one of those leaves the machine's.
     (tree / "memory" / "a" / "memory.limit_in_bytes").write_text("500000")
-    (tree / "memory" / "a" / "memory.usage_in_bytes").write_text("125000")
     load = meter.look(0.3, [])
-    assert (load.memory_used_share, load.memory_pressure) == (0.25, 0.125)
+    assert (load.memory_used_share, load.memory_pressure) == (None, 0.125)
 
 
 # --- real processes ---
