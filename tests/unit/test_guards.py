@@ -83,6 +83,65 @@ def test_cache_that_can_be_dropped_is_not_used(tree: Path) -> None:
     assert guards.read_memory() == guards.Reading(used_bytes=450_000, available_bytes=550_000)
 
 
+def test_every_ceiling_is_read(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit in force, each limited group of our processes once, and the machine; limits are looked for again when
+    other processes are here, and after a second."""
+    monkeypatch.setattr(guards, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(guards, "_MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemTotal: 8388608 kB\nMemFree: 1 kB\nMemAvailable: 6291456 kB\n")
+    for pid, groups in ((7, "0::/outer/inner\n"), (8, "4:memory:/a/b\n0::/outer\n")):
+        (tmp_path / "proc" / str(pid)).mkdir(parents=True)
+        (tmp_path / "proc" / str(pid) / "cgroup").write_text(groups)
+    outer, b = tree / "outer", tree / "memory" / "a" / "b"
+    (outer / "memory.max").write_text(f"{3 * GB}\n")
+    (outer / "memory.current").write_text("900")
+    (outer / "memory.stat").write_text("active_file 200\n")
+    meter = guards.MemoryMeter()
+    machine = (8 * GB - 8 * GB // 10, 2 * GB, "physical memory less a reserve")
+    ours, group = (2 * GB, 500, "NIGHTMILL_MEMORY_LIMIT"), (3 * GB, 700, f"cgroup v2 {outer}")
+
+    def read(now: float, *pids: int, limit: int = 2 * GB) -> list[tuple[int, int, str]]:
+        return [
+            (one.limit_bytes, one.used_bytes, one.source)
+            for one in meter.read(now, limit, held_bytes=500, leaders=pids)
+        ]
+
+    assert read(1.0, 7) == [ours, group, machine]
+    (b / "memory.limit_in_bytes").write_text(str(GB))
+    (b / "memory.usage_in_bytes").write_text("600")
+    assert read(1.1, 7) == [ours, group, machine]
+    narrow = (GB, 600, f"cgroup v1 {b}")
+    assert read(1.2, 7, 8) == [ours, group, narrow, machine]
+    assert read(1.3, 7, 8, limit=GB)[0] == (GB, 500, narrow[2]), "it is set by the group"
+    (outer / "memory.max").write_text("max\n")
+    (outer / "memory.current").write_text("1000")
+    assert read(1.4, 7, 8)[1] == (3 * GB, 800, group[2])
+    assert read(2.3, 7, 8) == [ours, narrow, machine]
+
+
+def test_what_a_process_holds_is_its_own_and_its_helpers() -> None:
+    """Not what it maps of files; of a zombie nothing is left."""
+    held = "import sys, subprocess\nheld = b'x' * (20 << 20)\n"
+    child = f"{held}\nprint(flush=True)\nsys.stdin.read()"
+    parent = f"{held}\nsubprocess.run([sys.executable, '-S', '-c', {child!r}])"
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with killed_at_the_end(process):
+        assert process.stdout is not None
+        assert process.stdin is not None
+        process.stdout.readline()
+        alone = processes.private_bytes(process.pid)
+        assert 20 << 20 <= alone <= min(40 << 20, processes.resident_bytes(process.pid))
+        assert 20 << 20 <= guards.held_bytes(process.pid) - alone <= 40 << 20
+        process.stdin.close()
+        process.stdin = None
+        wait_until(lambda: not processes.is_alive(process.pid, processes.start_time(process.pid)), "a zombie")
+        assert guards.held_bytes(process.pid) == 0
+    with pytest.raises(ProcessLookupError):
+        guards.held_bytes(process.pid)
+
+
 def test_a_cpu_quota_cuts_the_cores(tree: Path) -> None:
     """Half a core's quota leaves one worker; no quota leaves what affinity allows."""
     free = guards.cpu_limit()
