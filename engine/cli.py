@@ -601,8 +601,16 @@ def _print_scheduler(statistics: Mapping[str, Any]) -> None:
     )
     scaled = f", because of {_SCALED[statistics['scaled_by']]}" if statistics["scaled_by"] else ""
     print(f"  cores: bulk work may use {statistics['cpu_target']} of {statistics['cpu_limit']}{scaled}")
-    reserved, limit = statistics["memory_reserved_bytes"], statistics["memory_limit_bytes"]
-    print(f"  memory: {reserved // 10**6:,} of {limit // 10**6:,} MB are promised to units")
+    reserved, limit, used, taken = (
+        f"{statistics[f'memory_{name}_bytes'] // 10**6:,}" for name in ("reserved", "limit", "used", "taken")
+    )
+    print(f"  memory: {reserved} of {limit} MB are promised to units")
+    source = printable(statistics["memory_source"], 200)
+    print(f"  memory in use: {used} MB, {taken} of them not by units ({source})")
+    if statistics["memory_closed"]:
+        print("    so much that nothing starts beside what runs")
+    if statistics["memory_stopped"]:
+        print(f"    {statistics['memory_stopped']:,} units were stopped so far, because it ran out")
     if statistics["user_workers"]:
         busiest = sorted(statistics["user_workers"].items(), key=lambda pair: (-pair[1], pair[0]))
         more = f", and {len(busiest) - 10:,} more users" if len(busiest) > 10 else ""

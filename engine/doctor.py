@@ -25,6 +25,7 @@ import psutil
 
 from engine import desk, guards
 from engine.errors import NightmillError
+from engine.ports import DeskStats
 from engine.printing import printable
 from engine.settings import Settings
 from engine.sizes import format_size
@@ -424,5 +425,21 @@ def _look_at_scheduler(settings: Settings) -> list[Check]:
             way_out=""
             if same
             else "The strictest limits of all that are here hold; others count once those have gone.",
-        )
+        ),
+        _look_at_guard(statistics),
     ]
+
+
+def _look_at_guard(statistics: DeskStats) -> Check:
+    """What the running scheduler makes of the memory."""
+    closed = statistics.memory_closed
+    return Check(
+        name="memory guard",
+        ok=None if closed else True,
+        found=(
+            f"{format_size(statistics.memory_reserved_bytes)} promised, "
+            f"{format_size(statistics.memory_taken_bytes)} taken by others, "
+            f"of {format_size(statistics.memory_limit_bytes)}; {'closed' if closed else 'open'}"
+        ),
+        way_out="Nothing starts beside what runs: end other programs, or give more memory." if closed else "",
+    )

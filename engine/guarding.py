@@ -97,6 +97,8 @@ class Guard:
 
     def stops_of(self, session: str) -> dict[str, str]:
         """The leases of this session that must end, and why."""
+        if not self._stops:
+            return {}
         return {str(lease_id): why for lease_id, why in self._stops.items() if self._book.has_lease(session, lease_id)}
 
     def view(self, sessions: Mapping[str, int]) -> View:

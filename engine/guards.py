@@ -53,11 +53,6 @@ class Reading:
     used_bytes: int
     available_bytes: int
 
-    @property
-    def used_share(self) -> float:
-        """What is used of all that may be, 0 to 1."""
-        return self.used_bytes / max(1, self.used_bytes + self.available_bytes)
-
 
 def memory_limit(setting_bytes: int | None) -> tuple[int, str]:
     """The memory that all of us together may use, in bytes, and where that number comes from."""
@@ -95,7 +90,7 @@ class MemoryMeter:
     def __init__(self) -> None:
         self._groups: dict[Path, tuple[int, int]] = {}
         self._looked_at: float | None = None
-        self._looked_for: frozenset[int] = frozenset()
+        self._looked_for: tuple[int, ...] = ()
 
     def read(self, now_seconds: float, limit_bytes: int, held_bytes: int, leaders: Collection[int]) -> list[Ceiling]:
         """One reading, the limit in force first.
@@ -104,7 +99,7 @@ class MemoryMeter:
         leaders     a process id for each set of processes that stays in one group: a coordinator's workers are where
                     it is
         """
-        wanted = frozenset(leaders)
+        wanted = tuple(leaders)
         if (
             self._looked_at is None
             or now_seconds - self._looked_at >= _LOOK_FOR_LIMITS_SECONDS

@@ -116,10 +116,11 @@ class ThreadPoolManager:
         """The counters now, over all processes of the data directory, as a table of plain JSON values.
 
         At least active_workers, max_total_workers, user_workers, waiting, reasons (why users wait, and how many do),
-        memory (reserved_bytes, limit_bytes), rates (granted, grants_per_second) and user_status.
+        memory (limit_bytes, reserved_bytes and more), rates (granted, grants_per_second) and user_status.
         """
         table = asdict(self._lending().desk.statistics())
-        table["memory"] = {name: table.pop(f"memory_{name}") for name in ("reserved_bytes", "limit_bytes")}
+        names = [name for name in table if name.startswith("memory_")]
+        table["memory"] = {name.removeprefix("memory_"): table.pop(name) for name in names}
         table["rates"] = {name: table.pop(name) for name in ("granted", "grants_per_second")}
         return table
 

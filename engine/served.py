@@ -216,7 +216,7 @@ class ServedDesk:
                 if not self._book.withdraw(session, ask_id):
                     self._take_back(borrower, ask_id)
                 self._asked_at.pop((session, ask_id), None)
-            denied = self._claim(borrower, claimed)
+            denied = self._claim(borrower, claimed) if claimed else []
             for ask in wished:
                 self._book.ask(session, ask)
             for user, waiting in counts.items():

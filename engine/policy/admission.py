@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.model import Lane, LeaseId, TokenKind, UserId
 from engine.policy.fairness import AskKey
@@ -40,14 +41,13 @@ class Reservation:
     size: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Loan:
+class _Loan(NamedTuple):
     """What one lease has of the memory. is_new: it began after the reservation was made."""
 
     size: int
     promise: int
-    used: int = 0
-    is_new: bool = False
+    used: int
+    is_new: bool
 
     @property
     def held(self) -> int:
@@ -110,7 +110,8 @@ class Memory:
 
     def lend(self, lease_id: LeaseId, size: int) -> None:
         """The unit starts."""
-        self._put(lease_id, _Loan(size=size, promise=self._promise(size), is_new=self.reservation is not None))
+        loan = self._loans[lease_id] = _Loan(size, self._promise(size), 0, self.reservation is not None)
+        self._count(loan, +1)
 
     def claim(self, lease_id: LeaseId, size: int, lane: Lane) -> bool:
         """Let a unit that runs count as of this size from now on. False, and no change, when it cannot grow so far.
@@ -119,13 +120,13 @@ class Memory:
         is alone may have the whole budget unless memory is closed, as it would have had at its start.
         """
         loan = self._loans[lease_id]
-        grown = replace(loan, size=size, promise=self._promise(size))
+        grown = loan._replace(size=size, promise=self._promise(size))
         if size > loan.size:
             room = self._free_for(lane) if loan.is_new else self.free_bytes
             is_alone = self.promised_bytes == loan.promise and not loan.is_new and not self.closed
             if size > self.limit_bytes or (grown.held - loan.held > room and not is_alone):
                 return False
-        self._put(lease_id, grown)
+        self._change(lease_id, grown)
         return True
 
     def note(self, taken_bytes: int, used_bytes: Mapping[LeaseId, int], closed: bool) -> None:
@@ -134,7 +135,7 @@ class Memory:
         for lease_id, loan in list(self._loans.items()):
             used = used_bytes.get(lease_id, 0)
             if used != loan.used:
-                self._put(lease_id, replace(loan, used=used))
+                self._change(lease_id, loan._replace(used=used))
 
     def promise_of(self, lease_id: LeaseId) -> int:
         """What a lease was promised, in bytes. Raises KeyError when it is not out."""
@@ -142,16 +143,19 @@ class Memory:
 
     def end(self, lease_id: LeaseId) -> None:
         """The unit has ended."""
-        self._put(lease_id, None)
+        self._count(self._loans.pop(lease_id), -1)
 
-    def _put(self, lease_id: LeaseId, loan: _Loan | None) -> None:
-        for one, sign in ((self._loans.pop(lease_id, None), -1), (loan, +1)):
-            if one is not None:
-                self.promised_bytes += sign * one.promise
-                self._held_bytes += sign * one.held
-                self._newcomers_bytes += sign * one.held * one.is_new
-        if loan is not None:
-            self._loans[lease_id] = loan
+    def _change(self, lease_id: LeaseId, loan: _Loan) -> None:
+        self._count(self._loans[lease_id], -1)
+        self._loans[lease_id] = loan
+        self._count(loan, +1)
+
+    def _count(self, loan: _Loan, by: int) -> None:
+        held = by * loan.held
+        self.promised_bytes += by * loan.promise
+        self._held_bytes += held
+        if loan.is_new:
+            self._newcomers_bytes += held
 
     def _promise(self, size: int) -> int:
         return min(size, self.limit_bytes)
@@ -177,4 +181,4 @@ class Memory:
         self._newcomers_bytes = 0
         for lease_id, loan in self._loans.items():
             if loan.is_new:
-                self._loans[lease_id] = replace(loan, is_new=False)
+                self._loans[lease_id] = loan._replace(is_new=False)

@@ -115,6 +115,9 @@ class Pressure:
         if self._stopping is not None:
             if any(use.lease_id == self._stopping and use.used_bytes is not None for use in uses):
                 is_overdue = now_seconds - self._since >= PATIENCE_SECONDS
+                if is_overdue:
+                    # Said again after as long: what hangs in the kernel is not gone at once.
+                    self._since = now_seconds
                 return Verdict(closed=self.closed, end=self._stopping if is_overdue else None)
             self._stopping = None
         running = [use for use in uses if use.used_bytes]

@@ -19,6 +19,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
+from engine.policy.pressure import REOPENED_PERCENT, SOFT_PERCENT
+
 #: Time constant of the average of other people's load. A full core for 12 s has to pass before 2 become 1; a compiler
 #: or a page view that takes a few seconds never does it.
 SMOOTHING_SECONDS: Final = 10.0
@@ -33,9 +35,9 @@ CORE_TAKEN: Final = 0.7
 #: Others may keep so much of a core busy that a worker comes back to. Between the two nothing changes.
 CORE_FREE: Final = 0.4
 
-#: Shares of the memory limit. Dask pauses its workers at 80 %; ten points below, what one unit takes and gives back
-#: does not carry it from one mark to the other.
-MEMORY_HIGH, MEMORY_LOW = 0.80, 0.70
+#: Shares of the memory limit: where memory is closed and where it is open again (pressure.py). Lower ones would undo
+#: what admission has weighed: memory that is promised is there to be used, and two large units fill 80 % of 1 GiB.
+MEMORY_HIGH, MEMORY_LOW = 1 - SOFT_PERCENT / 100, 1 - REOPENED_PERCENT / 100
 #: Shares of the time in which some process waited for memory: a tenth is where systemd asks services to let go of
 #: theirs (200 ms in 2 s). Low is half of that.
 PRESSURE_HIGH, PRESSURE_LOW = 0.10, 0.05

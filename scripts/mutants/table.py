@@ -309,7 +309,7 @@ MUTANTS = (
         "newcomers-not-counted",
         "What starts after a reservation takes its memory bit by bit.",
         "admission.py",
-        "self._newcomers_bytes += sign * one.held * one.is_new",
+        "self._newcomers_bytes += held",
         "pass",
     ),
     Mutant(

@@ -101,6 +101,12 @@ class Simulation:
         self.start()
         return True
 
+    def claim(self, lease_id: LeaseId, memory_bytes: int) -> bool:
+        """A running unit is to be promised so much; what can start then starts."""
+        met = self.book.claim("night", lease_id, memory_bytes)
+        self.start()
+        return met
+
     def leave(self, name: str) -> None:
         """The user withdraws what it waits for; what runs goes on."""
         player = self.players[name]

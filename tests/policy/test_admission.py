@@ -22,7 +22,8 @@ SEEDS = st.integers(0, 2**32)
 def test_a_reservation_is_served_in_time(seed: int) -> None:
     """A large unit starts at the latest when those that ran when it got the reservation are done.
 
-    Whoever asks meanwhile, for whatever, in its lane: time is simulated, and all units need the same kind of token.
+    Whoever asks meanwhile, for whatever, in its lane, and whose promise grows or shrinks: time is simulated, and all
+    units need the same kind of token.
     """
     luck = random.Random(seed)
     lane = luck.choice(list(Lane))
@@ -53,6 +54,11 @@ def test_a_reservation_is_served_in_time(seed: int) -> None:
             running = [since + unit.true_seconds for player in players for since, unit in player.running.values()]
             deadline = max(running)
         held = now_held
+        out = [lease_id for player in players for lease_id in player.running]
+        if out and luck.random() < 0.3:
+            night.claim(luck.choice(out), luck.randint(0, memory))
+            if book.memory.reservation != held:
+                continue
         night.step()
         if held is not None and book.memory.reservation == held:
             assert night.now < deadline, f"{held} is not served, though all that ran before it are done"

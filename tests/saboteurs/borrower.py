@@ -31,12 +31,14 @@ from engine import rendezvous
 from engine.desk import open_desk
 from engine.errors import SchedulerUnreachable
 from engine.model import Lane, TokenKind, UserId
-from engine.ports import Ask, Grant, Return
+from engine.ports import Ask, Claim, Grant, Return
 from engine.processes import kill_group, start_time
 from tests.saboteurs.dying import Countdown
 
 #: A unit that ends only when it is told to, or killed: longer than any test.
 _FOR_EVER = 600
+#: A unit asks for little memory and claims a little more: there is room for that in every world.
+_ASKED_BYTES, _CLAIMED_BYTES = 4 * 10**6, 6 * 10**6
 #: $1 seconds, $2 the file that says that the work is done. Without the word to begin (its coordinator died) it does
 #: nothing. `exec` is not used: a process that has a child of its own is what has to be ended.
 _UNIT = 'read begin || exit 1; sleep "$1" && : >"$2"'
@@ -77,6 +79,7 @@ class Borrower:
         self._waiting: deque[Work] = deque()
         self._standing: dict[str, Work] = {}
         self._returns: list[Return] = []
+        self._claims: list[Claim] = []
         self._withdraw: list[str] = []
         self._units: list[Unit] = []
         self._promoted: set[str] = set()
@@ -169,17 +172,21 @@ class Borrower:
                     lane=Lane(work.lane),
                     kind=TokenKind(work.kind),
                     cost_seconds=(work.milliseconds or 1000) / 1000,
+                    memory_bytes=_ASKED_BYTES,
                 )
             )
-        if not (asks or self._returns or self._withdraw or self._standing):
+        if not (asks or self._returns or self._withdraw or self._claims or self._standing):
             return
         returns, self._returns = self._returns, []
+        claims, self._claims = self._claims, []
         withdraw, self._withdraw = self._withdraw, []
         for ask_id in withdraw:
             self._standing.pop(ask_id, None)
         try:
             # Short, because units end meanwhile.
-            answer = self._desk.exchange(asks=asks, returns=returns, withdraw=withdraw, patience_seconds=0.005)
+            answer = self._desk.exchange(
+                asks=asks, returns=returns, withdraw=withdraw, claims=claims, patience_seconds=0.005
+            )
         except SchedulerUnreachable as error:
             # What stands is kept by the desk, which tells it to the next scheduler.
             self._say("unreachable", why=str(error))
@@ -218,6 +225,9 @@ class Borrower:
         process.stdin.write(b"begin\n")
         process.stdin.close()
         self._units.append(Unit(work=work, lease=grant, process=process, started=started))
+        self._claims.append(
+            Claim(lease_id=grant.lease_id, pid=process.pid, started=started, memory_bytes=_CLAIMED_BYTES)
+        )
         self._say("begun", work=work.name, user=work.user, lease=grant.lease_id, pid=process.pid, started=started)
 
     def _end_units(self) -> None:

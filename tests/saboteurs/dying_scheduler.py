@@ -2,7 +2,7 @@
 
     python -m tests.saboteurs.dying_scheduler '{"at": 7, "report": FILE, ...}' --data-dir=D ...
 
-at        the step, of scheduler.py, served.py and rendezvous.py; 0: none
+at        the step, of scheduler.py, served.py, guarding.py and rendezvous.py; 0: none
 visits    how often one line counts (dying.py)
 trigger   a file: steps count from when it is there
 set       constants of engine.scheduler and engine.served, for tests that would have to wait long otherwise
@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from engine import rendezvous, scheduler, served
+from engine import guarding, rendezvous, scheduler, served
 from tests.saboteurs.dying import Countdown
 
 
@@ -29,7 +29,7 @@ def main() -> int:
         return scheduler.main(sys.argv[2:])
     countdown = Countdown(
         how["at"],
-        [scheduler, served, rendezvous],
+        [scheduler, served, guarding, rendezvous],
         visits=how["visits"],
         report=Path(how["report"]),
         trigger=Path(how["trigger"]) if how.get("trigger") else None,

@@ -319,6 +319,11 @@ def test_the_scheduler_is_reported(settings: Settings, monkeypatch: pytest.Monke
         name="scheduler", ok=True, found="running: 3 of 20 workers busy, 2 coordinators"
     )
     assert checks_of(replace(settings, max_total_workers=8))["scheduler"].ok is None
+    assert checks_of(settings)["memory guard"].ok is True
+    busy = replace(running, memory_reserved_bytes=GB, memory_limit_bytes=2 * GB, memory_taken_bytes=GB // 2)
+    monkeypatch.setattr(desk, "find_statistics", lambda data_dir: replace(busy, memory_closed=True))
+    closed = checks_of(settings)["memory guard"]
+    assert (closed.ok, closed.found) == (None, "1 GiB promised, 512 MiB taken by others, of 2 GiB; closed")
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), CannotRunError("key is not whole")])

@@ -83,6 +83,65 @@ def test_cache_that_can_be_dropped_is_not_used(tree: Path) -> None:
     assert guards.read_memory() == guards.Reading(used_bytes=450_000, available_bytes=550_000)
 
 
+def test_every_ceiling_is_read(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit in force, each limited group of our processes once, and the machine; limits are looked for again when
+    other processes are here, and after a second."""
+    monkeypatch.setattr(guards, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(guards, "_MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemTotal: 8388608 kB\nMemFree: 1 kB\nMemAvailable: 6291456 kB\n")
+    for pid, groups in ((7, "0::/outer/inner\n"), (8, "4:memory:/a/b\n0::/outer\n")):
+        (tmp_path / "proc" / str(pid)).mkdir(parents=True)
+        (tmp_path / "proc" / str(pid) / "cgroup").write_text(groups)
+    outer, b = tree / "outer", tree / "memory" / "a" / "b"
+    (outer / "memory.max").write_text(f"{3 * GB}\n")
+    (outer / "memory.current").write_text("900")
+    (outer / "memory.stat").write_text("active_file 200\n")
+    meter = guards.MemoryMeter()
+    machine = (8 * GB - 8 * GB // 10, 2 * GB, "physical memory less a reserve")
+    ours, group = (2 * GB, 500, "NIGHTMILL_MEMORY_LIMIT"), (3 * GB, 700, f"cgroup v2 {outer}")
+
+    def read(now: float, *pids: int, limit: int = 2 * GB) -> list[tuple[int, int, str]]:
+        return [
+            (one.limit_bytes, one.used_bytes, one.source)
+            for one in meter.read(now, limit, held_bytes=500, leaders=pids)
+        ]
+
+    assert read(1.0, 7) == [ours, group, machine]
+    (b / "memory.limit_in_bytes").write_text(str(GB))
+    (b / "memory.usage_in_bytes").write_text("600")
+    assert read(1.1, 7) == [ours, group, machine]
+    narrow = (GB, 600, f"cgroup v1 {b}")
+    assert read(1.2, 7, 8) == [ours, group, narrow, machine]
+    assert read(1.3, 7, 8, limit=GB)[0] == (GB, 500, narrow[2]), "it is set by the group"
+    (outer / "memory.max").write_text("max\n")
+    (outer / "memory.current").write_text("1000")
+    assert read(1.4, 7, 8)[1] == (3 * GB, 800, group[2])
+    assert read(2.3, 7, 8) == [ours, narrow, machine]
+
+
+def test_what_a_process_holds_is_its_own_and_its_helpers() -> None:
+    """Not what it maps of files; of a zombie nothing is left."""
+    held = "import sys, subprocess\nheld = b'x' * (20 << 20)\n"
+    child = f"{held}\nprint(flush=True)\nsys.stdin.read()"
+    parent = f"{held}\nsubprocess.run([sys.executable, '-S', '-c', {child!r}])"
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with killed_at_the_end(process):
+        assert process.stdout is not None
+        assert process.stdin is not None
+        process.stdout.readline()
+        alone = processes.private_bytes(process.pid)
+        assert 20 << 20 <= alone <= min(40 << 20, processes.resident_bytes(process.pid))
+        assert 20 << 20 <= guards.held_bytes(process.pid) - alone <= 40 << 20
+        process.stdin.close()
+        process.stdin = None
+        wait_until(lambda: not processes.is_alive(process.pid, processes.start_time(process.pid)), "a zombie")
+        assert guards.held_bytes(process.pid) == 0
+    with pytest.raises(ProcessLookupError):
+        guards.held_bytes(process.pid)
+
+
 def test_a_cpu_quota_cuts_the_cores(tree: Path) -> None:
     """Half a core's quota leaves one worker; no quota leaves what affinity allows."""
     free = guards.cpu_limit()
@@ -312,24 +371,22 @@ def test_a_group_with_a_quota_counts_where_it_leaves_less(machine: Machine, tree
     assert cores_of(meter.look(2.0, [50])) == (2, 1.5)
 
 
-def test_memory_is_read_with_every_look(machine: Machine, tree: Path, tmp_path: Path) -> None:
-    """Share and pressure of the group that limits us, else of the machine; None where the kernel keeps no pressure."""
+def test_pressure_is_read_with_every_look(machine: Machine, tree: Path, tmp_path: Path) -> None:
+    """Of the group that limits us, else of the machine; None where the kernel keeps none. The share comes from the
+    guard."""
     meter = LoadMeter()
     assert meter.look(0.0, []).memory_pressure is None
     (tmp_path / "pressure").write_text("some avg10=12.50 avg60=1.00 avg300=0.00 total=1\nfull avg10=90.00\n")
     assert meter.look(0.1, []).memory_pressure == 0.125
     group = tree / "outer"
     (group / "memory.max").write_text("1000000")
-    (group / "memory.current").write_text("900000")
-    (group / "memory.stat").write_text("anon 900000\ninactive_file 100000\n")
     (group / "memory.pressure").write_text("some avg10=3.00 avg60=1.00 avg300=0.00 total=1\n")
-    load = meter.look(0.2, [])
+    load = meter.look(0.2, [], 0.8)
     assert (load.memory_used_share, load.memory_pressure) == (0.8, 0.03)
     # Groups of v1 keep no pressure: a narrower one of those leaves the machine's.
     (tree / "memory" / "a" / "memory.limit_in_bytes").write_text("500000")
-    (tree / "memory" / "a" / "memory.usage_in_bytes").write_text("125000")
     load = meter.look(0.3, [])
-    assert (load.memory_used_share, load.memory_pressure) == (0.25, 0.125)
+    assert (load.memory_used_share, load.memory_pressure) == (None, 0.125)
 
 
 # --- real processes ---
