@@ -6,6 +6,8 @@ import errno
 import os
 import re
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from engine.workers import landlock, sandbox, seccomp
 from engine.workers.landlock import open_trees
 from engine.workers.sandbox import Needs, Protections, find_protections, needs_of
 from engine.workers.seccomp import CLONE, CLONE3, MACHINES, NEWEST, OWN, PROGRAMS, TABLE, WORDS, program
+from tests.conftest import REPOSITORY
 
 OURS = 4711
 ALLOWED, KILLED = 0x7FFF0000, 0x80000000
@@ -174,3 +177,34 @@ def test_what_is_lacking_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Protections(landlock=7, seccomp=True).describe() == "Landlock (ABI 7), seccomp"
     assert sandbox.cannot_be_strict(found.lacking).startswith("NIGHTMILL_SANDBOX = strict, and workers cannot be")
     assert CannotRunError.exit_code == 4
+
+
+OLDER = """
+import sys
+from pathlib import Path
+from engine.workers import landlock, sandbox
+landlock.version = lambda: int(sys.argv[1])
+place = Path(sys.argv[2])
+rules = sandbox.Rules(inbox=place / "inbox", outbox=place / "outbox", packages=("engine",), private=(place,))
+sandbox.confine(rules)
+(place / "outbox" / "result").write_text((place / "inbox" / "given").read_text())
+try:
+    print((place / "other").read_text())
+except PermissionError as error:
+    print("refused", error.errno)
+"""
+
+
+@pytest.mark.parametrize("abi", [1, 3, 5])
+def test_older_kernels_are_asked_for_what_they_know(tmp_path: Path, abi: int) -> None:
+    """Landlock grew: rights and scopes of later versions are left out, and the two folders are all there is as ever."""
+    if find_protections().lacking or find_protections().landlock < abi:
+        pytest.skip(f"this kernel has no Landlock of version {abi}")
+    for folder in ("inbox", "outbox"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "inbox" / "given").write_text("bytes")
+    (tmp_path / "other").write_text("somebody's")
+    command = [sys.executable, "-P", "-c", OLDER, str(abi), str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"refused {errno.EACCES}\n", "")
+    assert (tmp_path / "outbox" / "result").read_text() == "bytes"
