@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -78,6 +79,12 @@ def error(order: Mapping[str, Any], place: Place) -> NoReturn:
 def allocate(order: Mapping[str, Any], place: Place) -> Result:
     """Asks for so much memory, and gives it back."""
     return {"bytes": len(bytearray(order["bytes"]))}
+
+
+def look(order: Mapping[str, Any], place: Place) -> Result:
+    """Says how much memory it may still take, and how much the process has."""
+    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {"left": place.memory_left(), "resident": resident_pages * resource.getpagesize()}
 
 
 def keep(order: Mapping[str, Any], place: Place) -> Result:
@@ -222,6 +229,7 @@ DEEDS: dict[str, Callable[[Mapping[str, Any], Place], Result]] = {
     "fail": fail,
     "raise": error,
     "allocate": allocate,
+    "look": look,
     "keep": keep,
     "return bytes": lambda order, place: {"bytes": b"no JSON"},
     "return NaN": lambda order, place: {"number": float("nan")},
