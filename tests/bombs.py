@@ -79,6 +79,24 @@ def times(piece: bytes, count: int) -> Iterator[bytes]:
     yield piece * (count % many)
 
 
+def crowded(letters: int, *, pages: int = 1) -> bytes:
+    """So many letters on the first page, and a word on the second."""
+    words = times(b"BT /F .1 Tf 9 700 Td (abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz)Tj ET ", letters // 52)
+    page = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Contents %d 0 R/Resources<</Font<</F 3 0 R>>>>>>"
+    kids = b"5 0 R 6 0 R" if pages == 2 else b"5 0 R"
+    return pdf(
+        [
+            b"<</Type/Catalog/Pages 2 0 R>>",
+            b"<</Type/Pages/Kids[%b]/Count %d>>" % (kids, pages),
+            HELVETICA,
+            deflated(words),
+            page % 4,
+            page % 7,
+            stream(b"BT /F 9 Tf 9 700 Td (heron)Tj ET"),
+        ]
+    )
+
+
 def forms(levels: int, width: int) -> bytes:
     """Form XObjects each of which paints the next so many times."""
     made = []
@@ -311,25 +329,23 @@ Made = bytes | Pieces
 BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
     # name: (what makes its bytes, how it may end)
     "forms_10_to_the_9.pdf": (lambda: forms(10, 8), (READ, *STOPPED)),
-    "text_operators_3m.pdf": (
-        lambda: page_pdf(deflated([b"BT /F 9 Tf ", *times(b"0 0 Td(a)Tj ", 3 * MB), b"ET"]), HELVETICA, resources=FONT),
-        (READ, *STOPPED),
-    ),
+    "text_of_16m_letters.pdf": (lambda: crowded(16 * MB), ("bomb", "out_of_memory", READ)),
+    "text_of_16m_letters_and_a_page.pdf": (lambda: crowded(16 * MB, pages=2), (READ, "out_of_memory")),
     "path_operators_5m.pdf": (
         lambda: page_pdf(deflated([b"0 0 m ", *times(b"9 9 l ", 5 * MB), b"S"])),
         (READ, *STOPPED),
     ),
     "content_1500mb.pdf": (lambda: page_pdf(deflated(times(b" " * 1000, 1_500_000))), (READ, *STOPPED)),
     "content_thrice_deflated_4gb.pdf": (lambda: twice_deflated(4_000 * MB), (READ, *STOPPED)),
-    "saved_states_2m.pdf": (lambda: page_pdf(deflated(times(b"q ", 2 * MB))), (READ, *STOPPED)),
+    "saved_states_2m.pdf": (lambda: page_pdf(deflated(times(b"q ", 2 * MB))), (READ, "damaged", *STOPPED)),
     "arrays_in_arrays_1m.pdf": (lambda: page_pdf(stream(b"[" * MB)), (READ, "damaged", *STOPPED)),
     "dictionaries_in_dictionaries.pdf": (
         lambda: pdf([b"<</Type/Catalog/Pages 2 0 R/X" + b"<</X" * 100_000 + b">>" * 100_001]),
         ("damaged", "bomb"),
     ),
     "tree_of_10_to_the_12_pages.pdf": (lambda: page_tree(12, 10), ("bomb", "damaged")),
-    "kids_200000.pdf": (lambda: flat_pages(200_000), ("bomb",)),
-    "kids_40000.pdf": (lambda: flat_pages(40_000), (READ,)),
+    "kids_200000.pdf": (lambda: flat_pages(200_000), ("bomb", "damaged")),
+    "kids_40000.pdf": (lambda: flat_pages(40_000), (READ, "damaged")),
     "sheet_of_10_to_the_9_points.pdf": (
         lambda: page_pdf(stream(b"BT /F 9 Tf (far away) Tj ET"), HELVETICA, resources=FONT, box=b"0 0 1e9 1e9"),
         (READ, "bomb"),
@@ -344,13 +360,13 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
     ),
     "predictor_wide.pdf": (
         lambda: page_pdf(deflated([b"\0" * 99], b"/DecodeParms<</Predictor 12/Columns 2000000000/Colors 4>>")),
-        (READ, *STOPPED),
+        (READ, "damaged", *STOPPED),
     ),
     "attachments_1000_of_one.pdf": (lambda: attachments(1_000, 60 * MB), (READ, "bomb")),
     "comments_300000.pdf": (lambda: annotated(300_000), (READ, *STOPPED)),
     "object_stream_2_to_the_31.pdf": (lambda: object_stream(2**31 - 1), (READ, "damaged", "bomb")),
     "xref_of_8m.pdf": (lambda: wide_xref(8_000_000), (READ, "damaged", "bomb")),
-    "xref_of_200m.pdf": (lambda: wide_xref(200_000_000), ("damaged", *STOPPED)),
+    "xref_of_200m.pdf": (lambda: wide_xref(200_000_000), ("damaged", READ, *STOPPED)),
     "directory_100000.docx": (lambda: many_entries(100_000), ("bomb",)),
     "directory_65537.xlsx": (lambda: many_entries(65_537, b"xl/a.xml"), ("bomb",)),
     "directory_90000.epub": (lambda: many_entries(90_000, b"OEBPS/1.html"), ("bomb",)),
@@ -446,7 +462,7 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
     "frames_60000.tif": (lambda: tiff(60_000, 64, 64), ("bomb",)),
     "frames_that_circle.tif": (lambda: tiff(300, 64, 64, loop=True), (READ, "damaged", "bomb")),
     "frames_3000_of_90_megapixels.tif": (lambda: tiff(3_000, 9_500, 9_500), (READ, "deadline", "bomb", "damaged")),
-    "gray_32_bit_9900.tif": (lambda: tiff(1, 9_900, 9_900, depth=32), (READ, "out_of_memory", "damaged")),
+    "gray_16_bit_9900.tif": (lambda: tiff(1, 9_900, 9_900, depth=16), (READ, "out_of_memory")),
     "scans_20000.jpg": (lambda: many_scans(2_000, 2_000, 20_000), (READ, "deadline", "damaged", "bomb")),
     "line_200mb.txt": (lambda: times(b"grass and grain ", 12_500_000), (READ,)),
     "blank_line_200mb.txt": (lambda: times(b" ", 200 * MB), (READ,)),
