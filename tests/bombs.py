@@ -3,7 +3,7 @@
 Rule: made, not kept. Each is written within a second and has at most some megabytes; what is larger is mostly one byte
 repeated. `BOMBS` says of each how it may end: "indexed" where the reader can bound it, else a reason of the catalogue.
 
-Run as a program it writes all of them into a folder: `python -m tests.bombs FOLDER`.
+Run as a program (`scripts/bombs`) it indexes them and says how each ended, and what it took.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import io
 import random
 import struct
 import sys
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -556,6 +557,34 @@ def write(name: str, folder: Path) -> Path:
     return path
 
 
+def tried(names: Sequence[str], place: Path) -> bool:
+    """Make them, index them under a limit of 1 GiB, and print how each ended; whether all did so as they may."""
+    from tests.mill import Mill
+
+    home = place / "home"
+    home.mkdir()
+    for name in names:
+        write(name, home)
+    mill = Mill(place, NIGHTMILL_EMBEDDER="none", NIGHTMILL_MEMORY_LIMIT="1GiB")
+    mill.run("users", "add", "ann", f"folder:{home}")
+    with mill.start("init") as running:
+        running.communicate()
+    reasons = mill.reasons("ann")
+    rows = mill.ledger(
+        "SELECT i.path, i.state, count(a.id), total(a.cpu_seconds), max(a.seconds), max(a.peak_bytes) FROM items i "
+        "LEFT JOIN attempts a ON a.item_id = i.id WHERE i.parent_id IS NULL GROUP BY i.id ORDER BY 4 DESC"
+    )
+    mill.stop_scheduler()
+    right = True
+    for path, state, attempts, cpu, longest, peak in rows:
+        ended = reasons.get(path, str(state))
+        fits = ended in BOMBS[path][1]
+        right = right and fits
+        figures = f"{attempts:3} attempts {cpu:7.1f} CPU s {longest or 0:7.1f} s {(peak or 0) / MB:7.0f} MB"
+        print(f"{path:45} {ended:18} {figures}" + ("" if fits else f"   expected {', '.join(BOMBS[path][1])}"))
+    return right
+
+
 if __name__ == "__main__":
-    for each in BOMBS:
-        print(write(each, Path(sys.argv[1])))
+    with tempfile.TemporaryDirectory(prefix="bombs-") as folder:
+        raise SystemExit(0 if tried(sys.argv[1:] or list(BOMBS), Path(folder)) else 1)
