@@ -72,6 +72,8 @@ WINDOW_ITEMS, WINDOW_LOW = 256, 64
 FLUSH_ATTEMPTS, FLUSH_SECONDS = 64, 0.25
 #: Attachments within attachments. Real mails are forwarded three or four times over.
 MOST_NESTED = 5
+#: Attachments of attachments, of one listed item in one run: a mailbox of a thousand mails with twenty each.
+MOST_BENEATH = 20_000
 #: Names of attachments are parts of paths, and those of messages.
 _PART_NAME_CHARS = 255
 #: Separates the key of a mail from the number of its part. No path holds two slashes in a row.
@@ -93,6 +95,7 @@ class Kept:
     fresh    items that are read again though they are known
     lost     pages that are not read again, since they have cost workers
     held     parts whose bytes are gone, by the mail that is read again for them
+    beneath  how many attachments were found in the attachments of a listed item, and in theirs
     waiting  items of which everything is there, and that can be published only when the rest of the user is there too
     """
 
@@ -104,7 +107,23 @@ class Kept:
     taken: set[ItemId] = field(default_factory=set)
     fresh: set[ItemId] = field(default_factory=set)
     held: dict[ItemId, ItemId] = field(default_factory=dict)
+    beneath: dict[tuple[SourceId, str], int] = field(default_factory=dict)
     waiting: set[ItemId] = field(default_factory=set)
+
+    def narrowed(self, record: ItemRecord, document: Document) -> Document:
+        """What was read, without the attachments that are too many: of all attachments of one listed item together no
+        more than MOST_BENEATH have their own taken up. Documents that hold each other a thousand times, five deep,
+        would have no end."""
+        if record.parent is None or not document.parts:
+            return document
+        root = (record.source, record.key.partition(PART_MARK)[0])
+        known = self.beneath.get(root, 0)
+        parts = document.parts[: max(0, MOST_BENEATH - known)]
+        self.beneath[root] = known + len(parts)
+        if len(parts) == len(document.parts):
+            return document
+        note = f"partial: after {MOST_BENEATH} attachments of attachments no more of them are read"
+        return replace(document, parts=parts, notes=(*document.notes[: MAX_NOTES - 1], note))
 
     def forget_places(self) -> None:
         """Somebody else has worked on the user meanwhile: where its items stood then says nothing now."""
@@ -609,7 +628,7 @@ class UserPipeline:
         self._have_document(item, self._kept.lost.noted(item.content, document), outbox)
 
     def _have_document(self, item: Item, document: Document, outbox: Path) -> None:
-        document = _fit(item.record, document)
+        document = self._kept.narrowed(item.record, _fit(item.record, document))
         self._take_parts(item, document, outbox)
         wants_ocr = any(page.needs_ocr for page in document.pages)
         version = self._plan.extracts[1 if wants_ocr else 0]

@@ -585,13 +585,20 @@ class Ledger(Protocol):
 
 
 class Place(Protocol):
-    """All that a stage may touch: two folders and a way to say that it is alive."""
+    """All that a stage may touch: two folders, a way to say that it is alive, and how much memory there is."""
 
     inbox: Path
     outbox: Path
 
     def progress(self, done: int, total: int) -> None:
         """Something was finished (a page, a text). Without it for long, the worker is taken for stuck."""
+        ...
+
+    def memory_left(self) -> int:
+        """Bytes that the worker may still take before its limit makes an error of it; `sys.maxsize`: it has none.
+
+        A system call or two: to be asked before something large is decoded, not for every page.
+        """
         ...
 
 

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,33 @@ _SPARE_BYTES = 32 * 1024**2
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
+#: What a unit may add at least, however large the worker is already: less than an interpreter takes to report an error.
+_LEAST_ROOM_BYTES = 16 << 20
+_PAGE_BYTES = resource.getpagesize()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Usage:
+    """resident: in memory now, with shared libraries; data: private and mapped, which is what RLIMIT_DATA bounds."""
+
+    resident_bytes: int
+    data_bytes: int
+
+
+class _Memory:
+    """This process's own usage, from a file that is opened once: 2 microseconds a reading."""
+
+    def __init__(self) -> None:
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self) -> _Usage:
+        # proc(5): size resident shared text lib data; "data" has the stack in it, which the limit does not count.
+        fields = os.pread(self._statm, 200, 0).split()
+        return _Usage(resident_bytes=int(fields[1]) * _PAGE_BYTES, data_bytes=int(fields[5]) * _PAGE_BYTES)
+
+
 class _Home:
-    """The two folders a stage may touch, and its voice."""
+    """The two folders a stage may touch, its voice, and its memory."""
 
     def __init__(self, folder: Path, pipe: Connection) -> None:
         self.inbox = folder / "inbox"
@@ -47,12 +72,29 @@ class _Home:
         self._slate = os.open(folder / "slate", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._pipe = pipe
         self._said = 0.0
+        self._memory = _Memory()
 
     def progress(self, done: int, total: int) -> None:
         now = time.monotonic()
         if now - self._said >= _PROGRESS_SECONDS:
             self._said = now
             send(self._pipe, Progress(done=done, total=total))
+
+    def memory_left(self) -> int:
+        limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        if limit == resource.RLIM_INFINITY:
+            return sys.maxsize
+        return max(0, limit - self._memory.read().data_bytes)
+
+    def limit_memory(self, memory_bytes: int) -> None:
+        """A soft limit such that the process ends up with `memory_bytes` resident at most, libraries included.
+
+        Most overruns become a MemoryError, which costs one item, instead of a worker that is killed. The kernel has no
+        limit on what is resident, so what is resident now tells how much may be added to what is mapped.
+        """
+        now = self._memory.read()
+        more = max(_LEAST_ROOM_BYTES, memory_bytes - now.resident_bytes)
+        resource.setrlimit(resource.RLIMIT_DATA, (now.data_bytes + more, resource.RLIM_INFINITY))
 
     def write_slate(self, unit: int, index: int) -> None:
         """Before an item begins: whoever finds this worker dead knows which item it was."""
@@ -104,7 +146,7 @@ def _rules(begin: Begin, home: _Home) -> sandbox.Rules:
 def _do_unit(unit: UnitOrder, runner: StageRunner, home: _Home, pipe: Connection) -> None:
     with_limit = unit.memory_bytes > 0
     if with_limit:
-        _limit_memory(unit.memory_bytes)
+        home.limit_memory(unit.memory_bytes)
     for index, order in enumerate(unit.orders):
         home.write_slate(unit.unit, index)
         _reset_peak()
@@ -146,13 +188,6 @@ def _do_item(runner: StageRunner, order: Mapping[str, Any], home: _Home) -> tupl
             said = f"its result is larger than a worker may write: {sandbox.MAX_FILE_BYTES >> 30} GiB"
             return {}, Failure(reason=Reason.BOMB, detail=said)
         return {}, Failure(reason=Reason.EXTRACTOR_ERROR, detail=printable(f"{type(error).__name__}: {error}"))
-
-
-def _limit_memory(extra_bytes: int) -> None:
-    """A soft limit on private memory over what is in use now: most overruns become a MemoryError, which costs
-    one item, instead of a worker killed by the kernel."""
-    used = _status_bytes("VmData")
-    resource.setrlimit(resource.RLIMIT_DATA, (used + extra_bytes, resource.RLIM_INFINITY))
 
 
 def _give_back(held_bytes: int) -> None:

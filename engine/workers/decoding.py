@@ -187,7 +187,7 @@ def detected(sample: bytes, declared: str = "") -> str:
 def _clues(sample: bytes) -> bytes:
     """The lines with bytes beyond ASCII, from the first one on; a long line around it."""
     gathered, length = [], 0
-    for match in re.finditer(rb"[^\n]*[\x80-\xff][^\n]*\n?", sample):
+    for match in re.finditer(rb"(?m)^[^\n]*[\x80-\xff][^\n]*\n?", sample):
         found = match.group()
         if len(found) > _CLUE_BYTES:
             first = re.search(rb"[\x80-\xff]", found)

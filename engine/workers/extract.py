@@ -30,6 +30,12 @@ _READERS: Final = {
     types.MBOX: "read_mbox",
     types.CALENDAR: "read_event",
 }
+#: What programs open that unpack all of it. Other ZIP files may hold what they like: nobody looks inside.
+_PACKED_DOCUMENTS: Final = (
+    "application/vnd.openxmlformats-",
+    "application/vnd.oasis.opendocument.",
+    "application/epub+zip",
+)
 #: OLE2 keeps its directory anywhere; of larger files only what lies in the first so many bytes is looked at.
 _OLE_BYTES: Final = 64 << 20
 
@@ -104,10 +110,14 @@ def _type_in(file: BinaryIO, name: str) -> str:
 
 
 def _zip_type(file: BinaryIO) -> str:
-    from engine.workers.archive import open_archive
+    """Raises StageFailed: damaged; bomb, also for documents that are not read: whoever opens them should know."""
+    from engine.workers.archive import open_archive, refuse_bombs
 
     with open_archive(file) as archive:
-        return types.zip_media_type(frozenset(archive.namelist()), _mimetype(archive))
+        media_type = types.zip_media_type(frozenset(archive.namelist()), _mimetype(archive))
+        if media_type.startswith(_PACKED_DOCUMENTS):
+            refuse_bombs(archive)
+        return media_type
 
 
 def _is_mailbox(file: BinaryIO, name: str) -> bool:

@@ -44,7 +44,10 @@ class Begin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitOrder:
-    """One unit: an order per item, done one after another. `memory_bytes` 0 means no limit of its own."""
+    """One unit: an order per item, done one after another.
+
+    memory_bytes: what the worker may have in all while it does them, libraries included; 0: no limit of its own.
+    """
 
     unit: int
     orders: tuple[Mapping[str, Any], ...]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from engine.document import MAX_TEXT_CHARS, Method, Page
 from engine.ports import Place, StageFailed
 from engine.reasons import Reason
-from engine.workers.reading import MAX_SHEET_PIXELS, PAGE_DPI, clean, tidy, told
+from engine.workers.reading import MAX_SHEET_PIXELS, PAGE_DPI, ask_memory, clean, tidy, told
 from engine.workers.tessdata import find_tessdata
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ COARSE_PIXELS: Final = 3_000_000
 #: 190 pixels of an A4 page, less than two letters of 10 points. Dust on scans has more and is read as nothing.
 _DARK: Final = 160
 _BLANK_SHARE: Final = 1 / 20_000
+#: Rows that are converted at a time, where a conversion takes several times the memory of the picture.
+_BAND_ROWS: Final = 256
 
 
 def open_stage(options: Mapping[str, Any]) -> OcrStage:
@@ -63,7 +65,7 @@ class OcrStage:
         number = int(order["page"])
         if self._recogniser is None:
             self._recogniser = _open_recogniser(self._languages, self._backend)
-        sheet = self._open(place.inbox / str(order["file"]), str(order["media_type"])).sheet(number)
+        sheet = self._open(place.inbox / str(order["file"]), str(order["media_type"])).sheet(number, place)
         place.progress(0, 1)
         text, confidence = ("", 100.0) if sheet.is_blank() else self._recogniser.recognise(sheet)
         page = Page(
@@ -112,7 +114,7 @@ class Sheet:
 class _Opened(Protocol):
     identity: tuple[str, int, int, int]
 
-    def sheet(self, number: int) -> Sheet: ...
+    def sheet(self, number: int, place: Place) -> Sheet: ...
 
     def close(self) -> None: ...
 
@@ -127,13 +129,15 @@ class _PdfFile:
         self._module = read_pdf
         self._pdf = read_pdf.open_pdf(path)
 
-    def sheet(self, number: int) -> Sheet:
+    def sheet(self, number: int, place: Place) -> Sheet:
         import pymupdf
 
         if not 1 <= number <= self._pdf.page_count:
             raise StageFailed(Reason.OCR_FAILED, f"there is no page {number}; the file has {self._pdf.page_count}")
         try:
             page = self._pdf.load_page(number - 1)
+            need, what = _largest_picture(page)
+            ask_memory(place, need, what)
             dpi = _fitting_dpi(page.rect.width / 72, page.rect.height / 72)
             scale = pymupdf.Matrix(dpi / 72, dpi / 72)
             pixels = page.get_pixmap(matrix=scale, colorspace=pymupdf.csGRAY, alpha=False)
@@ -147,6 +151,23 @@ class _PdfFile:
         self._pdf.close()
 
 
+def _largest_picture(page: Any) -> tuple[int, str]:
+    """(bytes, what for) that MuPDF surely takes for the largest picture on a page: a byte for each colour of a pixel.
+
+    Those in JPEG are not among them: they are decoded at the size that is needed.
+    """
+    largest, what = 0, "the page"
+    for _, _, width, height, _, colours, _, _, form, *_ in page.get_images(full=True):
+        need = width * height * _COLOURS.get(colours, 1)
+        if need > largest and form != "DCTDecode":
+            largest, what = need, f"decoding a picture of {width} x {height} pixels"
+    return largest, what
+
+
+#: Of the colour spaces that a picture in a PDF may have; of those that are not named, one at least.
+_COLOURS: Final = {"DeviceRGB": 3, "CalRGB": 3, "Lab": 3, "DeviceCMYK": 4}
+
+
 class _ImageFile:
     """A picture, or the frames of a TIFF. Opened anew for every page, so that no decoded frame outlives its page."""
 
@@ -158,11 +179,15 @@ class _ImageFile:
         self._path = path
         self._media_type = media_type
 
-    def sheet(self, number: int) -> Sheet:
+    def sheet(self, number: int, place: Place) -> Sheet:
         with self._module.open_image(self._path, self._media_type) as image:
             if self._media_type == "image/tiff":
                 self._module.seek_frame(image, number - 1)
             try:
+                size = f"{image.width} x {image.height} pixels"
+                if image.format == "JPEG":
+                    image.draft("L", image.size)
+                ask_memory(place, self._module.decoding_bytes(image) + image.width * image.height, f"reading {size}")
                 return _sheet_of(image)
             except self._module.TROUBLE as error:
                 raise StageFailed(Reason.DAMAGED, f"page {number}: {type(error).__name__}: {told(error)}") from error
@@ -195,27 +220,40 @@ def _gray(image: Image) -> Image:
     """One byte a pixel, on white where the picture is transparent; deeper than 8 bits: stretched to its own range."""
     from engine.workers.read_image import load_rows
 
-    if image.format == "JPEG":
-        image.draft("L", image.size)
     image, _ = load_rows(image)
     if image.mode.startswith(("I", "F")):
-        import numpy
-        import PIL.Image
-
-        values = numpy.asarray(image, numpy.float32)
-        low, high = float(values.min()), float(values.max())
-        stretched = ((values - low) * (255.0 / (high - low or 1.0))).astype(numpy.uint8)
-        gray = PIL.Image.fromarray(stretched)
-        gray.info = dict(image.info)
-        return gray
+        return _stretched(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        import PIL.Image
+        return _on_paper(image)
+    return image.convert("L")
 
-        layer = image.convert("RGBA")
+
+def _stretched(image: Image) -> Image:
+    import numpy
+    import PIL.Image
+
+    values = numpy.asarray(image)
+    low, high = float(numpy.float32(values.min())), float(numpy.float32(values.max()))
+    gray = numpy.empty(values.shape, numpy.uint8)
+    for top in range(0, image.height, _BAND_ROWS):
+        band = values[top : top + _BAND_ROWS].astype(numpy.float32)
+        gray[top : top + _BAND_ROWS] = ((band - low) * (255.0 / (high - low or 1.0))).astype(numpy.uint8)
+    stretched = PIL.Image.fromarray(gray)
+    stretched.info = dict(image.info)
+    return stretched
+
+
+def _on_paper(image: Image) -> Image:
+    import PIL.Image
+
+    gray = PIL.Image.new("L", image.size)
+    gray.info = dict(image.info)
+    for top in range(0, image.height, _BAND_ROWS):
+        layer = image.crop((0, top, image.width, min(top + _BAND_ROWS, image.height))).convert("RGBA")
         paper = PIL.Image.new("RGBA", layer.size, "white")
         paper.alpha_composite(layer)
-        image = paper
-    return image.convert("L")
+        gray.paste(paper.convert("L"), (0, top))
+    return gray
 
 
 def _said_dpi(image: Image) -> float:

@@ -160,6 +160,9 @@ def _files(archive: zipfile.ZipFile, main: str, material: Material) -> Parts:
     parts = Parts(material)
     for kind, name in _relations(archive, main):
         if kind in _FILES:
+            if parts.is_full():
+                parts.left_out += 1
+                continue
             try:
                 data = b"".join(blocks_of(archive, name, _FILE_BYTES))
             except (KeyError, StageFailed):
@@ -230,6 +233,12 @@ class _Frame:
     tag: str
     pieces: list[str] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
+
+
+def _add(frame: _Frame, text: str) -> None:
+    """A line more; where two empty ones stand, a third says nothing, and a million would take their room."""
+    if text or frame.pieces[-2:] != ["", ""]:
+        frame.pieces.append(text)
 
 
 class _Story:
@@ -325,17 +334,18 @@ class _Story:
         outer = self._frames[-1]
         match frame.tag:
             case "p":
-                outer.pieces += ["".join(frame.pieces), *frame.after]
+                _add(outer, "".join(frame.pieces))
+                outer.pieces += frame.after
             case "tc":
                 outer.pieces.append(" ".join(" ".join(frame.pieces).split()))
             case "tr":
                 row = " | ".join(frame.pieces)
-                outer.pieces.append(row if row.strip(" |") else "")
+                _add(outer, row if row.strip(" |") else "")
             case "txbxContent":
                 paragraph = next((each for each in reversed(self._frames) if each.tag == "p"), None)
                 (outer.pieces if paragraph is None else paragraph.after).extend(frame.pieces)
             case "comment":
-                outer.pieces.append(" ".join(" ".join(frame.pieces).split()))
+                _add(outer, " ".join(" ".join(frame.pieces).split()))
             case _:
                 outer.pieces += frame.pieces
 

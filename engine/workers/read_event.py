@@ -24,6 +24,8 @@ from engine.workers.reading import Budget, Material, tidy
 _FILE_CHARS: Final = 64_000_000
 #: Characters of one property: pictures are attached inline, and are not read.
 _VALUE_CHARS: Final = 1_000_000
+#: Events of one file: twenty a day for nearly thirty years.
+MAX_EVENTS: Final = 200_000
 _EVENTS: Final = frozenset({"VEVENT", "VTODO", "VJOURNAL"})
 #: Only these are kept.
 _WANTED: Final = frozenset(
@@ -89,6 +91,8 @@ def read(material: Material) -> Document:
     budget = Budget(limit=material.max_text_chars)
     budget.cut = found.cut
     notes = found.notes() + ([] if calendar.events else ["a calendar without events"])
+    if calendar.left_out:
+        notes.append(f"{calendar.left_out} events beyond the first {MAX_EVENTS} were left out")
     if len(calendar.events) == 1:
         event = calendar.events[0]
         text, title, facts = budget.take(tidy(event.text("DESCRIPTION"))), event.text("SUMMARY"), _facts(event)
@@ -108,6 +112,7 @@ def read(material: Material) -> Document:
 class _Calendar:
     name: str = ""
     events: list[_Event] = field(default_factory=list)
+    left_out: int = 0
 
 
 def _parsed(text: str) -> _Calendar:
@@ -120,7 +125,10 @@ def _parsed(text: str) -> _Calendar:
             seen = seen or stack[-1] == "VCALENDAR"
             if stack[-1] in _EVENTS:
                 event = _Event()
-                calendar.events.append(event)
+                if len(calendar.events) < MAX_EVENTS:
+                    calendar.events.append(event)
+                else:
+                    calendar.left_out += 1
         elif name == "END":
             if value.strip().upper() in stack:
                 while stack.pop() != value.strip().upper():

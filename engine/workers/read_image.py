@@ -17,9 +17,9 @@ from typing import Final
 from PIL import ExifTags, Image, ImageChops, ImageFile, UnidentifiedImageError
 
 from engine.document import Document, Method, Page
-from engine.ports import StageFailed
+from engine.ports import Place, StageFailed
 from engine.reasons import Reason
-from engine.workers.reading import Material, told
+from engine.workers.reading import Material, ask_memory, told
 
 #: Pixels of one frame. A sheet of A0 at 250 dpi has 98 million; in colour that is 0.3 GB of memory.
 MAX_PIXELS: Final = 100_000_000
@@ -29,6 +29,12 @@ MAX_FRAMES: Final = 5_000
 MIN_SIDE: Final = 32
 #: A JPEG that ends early is read when so much of its height is there: a download that broke off at its tail.
 ENOUGH_ROWS: Final = 0.75
+
+#: Memory of a pixel by Pillow's mode; of those that are not named, one byte.
+_PIXEL_BYTES: Final = {
+    **dict.fromkeys(("RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV", "LA", "La", "PA", "I", "F"), 4),
+    **dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), 2),
+}
 
 FORMATS: Final = {
     "image/png": ("PNG",),
@@ -54,7 +60,7 @@ def read(material: Material) -> Document:
         pages, notes = [], []
         for index in range(count):
             try:
-                pixels, note = _check_frame(image, index)
+                pixels, note = _check_frame(image, index, material.place)
             except StageFailed as error:
                 if index == 0 or error.failure.reason is not Reason.DAMAGED:
                     raise
@@ -137,7 +143,17 @@ def _refuse_large(image: Image.Image) -> None:
         )
 
 
-def _check_frame(image: Image.Image, index: int) -> tuple[int, str]:
+def decoding_bytes(image: Image.Image) -> int:
+    """What Pillow surely takes to decode an image that is open, in its present mode and at its present size."""
+    need = image.width * image.height * _PIXEL_BYTES.get(image.mode, 1)
+    if image.format in FORMATS["image/jpeg"] and image.info.get("progressive"):
+        # libjpeg keeps two bytes for every coefficient of the whole picture; of the two colours, mostly a quarter.
+        full_width, full_height = getattr(image, "tile", [("", (0, 0, *image.size))])[0][1][2:]
+        need += int(full_width * full_height * (2 if image.mode == "L" else 3))
+    return need
+
+
+def _check_frame(image: Image.Image, index: int, place: Place) -> tuple[int, str]:
     """The frame's pixels, 0 when nothing legible fits into it, and a note when not all of it is there.
 
     Raises StageFailed.
@@ -147,6 +163,7 @@ def _check_frame(image: Image.Image, index: int) -> tuple[int, str]:
     try:
         # JPEG can be decoded at an eighth of its size, which reads it to the end all the same.
         image.draft("L", (1, 1))
+        ask_memory(place, decoding_bytes(image), f"decoding {width} x {height} pixels")
         found, whole = load_rows(image)
     except TROUBLE as error:
         raise _damaged(error, f"frame {index + 1}" if index else "the picture") from error

@@ -24,9 +24,10 @@ from typing import Final
 
 from engine.document import MAX_FIELD_CHARS, Document, Page
 from engine.model import Kind
+from engine.ports import Place
 from engine.workers.decoding import decode
 from engine.workers.read_text import html_to_text
-from engine.workers.reading import Budget, Material, Parts, base_name, line, tidy
+from engine.workers.reading import Budget, Material, Parts, ask_memory, base_name, line, tidy
 
 #: Bytes of the header block. The longest honest ones, mailing lists with hundreds of recipients, have some 50 kB.
 MAX_HEADER_BYTES: Final = 256 << 10
@@ -36,6 +37,11 @@ MAX_VALUE_CHARS: Final = 64 << 10
 MAX_PERSON_CHARS: Final = 4_000
 #: Lines that look like MIME boundaries; each may become a part, and a part takes 2 kB of memory.
 MAX_BOUNDARIES: Final = 20_000
+#: Headers of all its parts together.
+MAX_HEADERS: Final = 100_000
+#: Memory that a line takes while its part is gathered, beside its letters: a text object and its place in a list.
+_LINE_BYTES: Final = 57
+_FEED_BYTES: Final = 1 << 16
 #: Bytes of a mail that are read. Providers refuse beyond 150 MB.
 MAX_MAIL_BYTES: Final = 256 << 20
 #: Levels of parts within parts; people forward a forwarded mail some ten times.
@@ -45,6 +51,7 @@ MAX_DEPTH: Final = 50
 _MailMessage = email.message.Message
 
 _ENCODED_WORD = re.compile(r"=\?([^?\s]{1,60})\?([bBqQ])\?([^?]*)\?=")
+_HEADER_END = re.compile(rb"(?>\r\n|\r|\n){2}")
 _RECEIVED_DATE = re.compile(r";\s*([^;]*)$")
 #: What raises in the standard library's parser and its messages when a mail is not what it should be.
 _TROUBLE: Final = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError, binascii.Error)
@@ -56,7 +63,8 @@ def read(material: Material) -> Document:
         data = file.read(MAX_MAIL_BYTES + 1)
     notes = [f"the mail was cut at {MAX_MAIL_BYTES} bytes"] if len(data) > MAX_MAIL_BYTES else []
     data, header_notes = _bounded(data[:MAX_MAIL_BYTES])
-    message, parse_notes = _parsed(data)
+    message, parse_notes = _parsed(data, material.place)
+    del data  # the parts have it now
     content = _Content(budget=Budget(limit=material.max_text_chars), parts=Parts(material), material=material)
     content.notes += [*notes, *header_notes, *parse_notes]
     try:
@@ -87,21 +95,74 @@ def _bounded(data: bytes) -> tuple[bytes, list[str]]:
     return data[:MAX_HEADER_BYTES] + b"\n\n" + rest, [f"the headers were cut at {MAX_HEADER_BYTES} bytes"]
 
 
-def _parsed(data: bytes) -> tuple[_MailMessage, list[str]]:
-    """The tree of parts; for one that is too wide or too deep only the headers, with all else as text."""
+def _parsed(data: bytes, place: Place) -> tuple[_MailMessage, list[str]]:
+    """The tree of parts; for one that is too wide or too deep only the headers, with all else as text.
+
+    Raises StageFailed(OUT_OF_MEMORY).
+    """
+    message = _plain(data)
+    if message.get_content_maintype() not in ("multipart", "message"):
+        return message, []  # what follows the headers is one piece, and need not be taken apart line by line
+    ask_memory(place, len(data) + data.count(b"\n") * _LINE_BYTES, f"taking apart a mail of {len(data)} bytes")
     if data.count(b"\n--") <= MAX_BOUNDARIES:
         try:
-            return email.parser.BytesParser(policy=email.policy.compat32).parsebytes(data), []
+            return _tree(data), []
         except _TROUBLE:
             pass
-    try:
-        message = email.parser.BytesParser(policy=email.policy.compat32).parsebytes(data, headersonly=True)
-    except _TROUBLE:
-        message = _MailMessage()
-        message.set_payload(data.decode("ascii", "surrogateescape"))
     for name in ("content-type", "content-transfer-encoding"):
         del message[name]
     return message, ["the parts are too many or nested too deeply: the mail was read as plain text"]
+
+
+def _plain(data: bytes) -> _MailMessage:
+    """The headers, and everything after them in one piece."""
+    end = _HEADER_END.search(data)
+    stop = end.end() if end else len(data)
+    try:
+        message = email.parser.BytesParser(policy=email.policy.compat32).parsebytes(data[:stop], headersonly=True)
+        strays = str(message.get_payload())  # a line that is no header ends them, and begins the text
+    except _TROUBLE:
+        message, strays, stop = _MailMessage(), "", 0
+    message.set_payload(strays + data[stop:].decode("ascii", "surrogateescape"))
+    return message
+
+
+def _tree(data: bytes) -> _MailMessage:
+    """Raises _TROUBLE, _TooMany among it."""
+    policy = _Counting()
+    parser = email.parser.BytesFeedParser(policy.new_message, policy=policy)
+    for at in range(0, len(data), _FEED_BYTES):
+        parser.feed(data[at : at + _FEED_BYTES])
+    return parser.close()
+
+
+class _TooMany(ValueError):  # noqa: N818 - caught as what it is, a mail in trouble
+    """More parts or headers than a mail may have."""
+
+
+class _Counting(email.policy.Compat32):
+    """The plain policy, with an eye on what the parser makes: lines that look like boundaries are not all there is to
+    make parts from (the blocks of a delivery report; boundaries after a bare carriage return)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "_made", {"parts": 0, "headers": 0})  # policies refuse to be written to
+
+    def new_message(self, policy: object = None) -> _MailMessage:
+        """For the parser: an empty part. Raises _TooMany."""
+        self._count("parts", MAX_BOUNDARIES)
+        return _MailMessage(email.policy.compat32)
+
+    def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
+        """As the plain policy does. Raises _TooMany."""
+        self._count("headers", MAX_HEADERS)
+        return super().header_source_parse(sourcelines)
+
+    def _count(self, what: str, limit: int) -> None:
+        made: dict[str, int] = self.__dict__["_made"]
+        made[what] += 1
+        if made[what] > limit:
+            raise _TooMany(f"more than {limit} {what}")
 
 
 @dataclass(slots=True)

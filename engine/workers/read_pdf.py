@@ -8,7 +8,9 @@ to leave it alone.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +37,10 @@ _HOPELESS: Final = 0.5
 _ATTACHMENT_BYTES: Final = 64 << 20
 #: Characters of form fields and comments of one page.
 _EXTRA_CHARS: Final = 100_000
+#: Memory that no honest page takes to be read: the densest of maps and drawings take a tenth of it.
+_PAGE_BYTES: Final = 400 << 20
+#: Of each kind, on one page: PyMuPDF looks for each from the first one on, so that a number costs its square.
+_MAX_EXTRAS: Final = 5_000
 
 _NO_TITLE = re.compile(r"^untitled|^slide 1$|^\W*$|\.(docx?|pptx?|xlsx?|tex|dvi|indd|qxd|rtf)$", re.IGNORECASE)
 _MEANINGLESS = re.compile("[\x00-\x08\x0e-\x1f\ufffd\ue000-\uf8ff\U000f0000-\U0010fffd]")
@@ -92,6 +98,7 @@ class _Reading:
     pages: list[Page] = field(default_factory=list)
     unread: list[int] = field(default_factory=list)
     skipped: int = 0
+    too_large: list[int] = field(default_factory=list)
     without_ocr: int = 0
     complaint: str = ""
 
@@ -105,7 +112,10 @@ def _read(pdf: Any, material: Material) -> Document:
     finally:
         if journal is not None:
             journal.close()
-    if len(state.unread) + state.skipped == len(state.pages):
+    without = len(state.unread) + state.skipped
+    if state.too_large and without + len(state.too_large) == len(state.pages):
+        raise StageFailed(Reason.BOMB, f"a PDF of which no page can be read: {state.complaint}")
+    if without == len(state.pages):
         raise StageFailed(Reason.DAMAGED, f"a PDF of which no page can be read: {state.complaint}")
     parts = _attachments(pdf, material)
     return material.document(
@@ -124,7 +134,7 @@ def _read_pages(pdf: Any, material: Material, state: _Reading, journal: Journal 
             page = Page(number=number, text="", method=Method.NONE)
             state.skipped += 1
         else:
-            page = _page(pdf, number - 1, state, material.ocr)
+            page = _page(pdf, number - 1, state, material.ocr, material.place.memory_left)
         state.pages.append(page)
         if journal is not None:
             journal.add(page)
@@ -133,8 +143,9 @@ def _read_pages(pdf: Any, material: Material, state: _Reading, journal: Journal 
             break
 
 
-def _page(pdf: Any, index: int, state: _Reading, ocr: bool) -> Page:
+def _page(pdf: Any, index: int, state: _Reading, ocr: bool, left: Callable[[], int]) -> Page:
     number = index + 1
+    before = left()
     try:
         page = pdf.load_page(index)
         text = tidy(page.get_text("text"))
@@ -142,7 +153,13 @@ def _page(pdf: Any, index: int, state: _Reading, ocr: bool) -> Page:
     except TROUBLE as error:
         trouble = refused(error, "page")
         if isinstance(trouble, MemoryError):
-            raise trouble from error
+            if before < _PAGE_BYTES:
+                raise trouble from error
+            # It had more than any page takes: this page is the trouble, and not what else there is to be read.
+            pymupdf.TOOLS.store_shrink(100)
+            state.too_large.append(number)
+            state.complaint = state.complaint or f"page {number} takes more than {_PAGE_BYTES >> 20} MiB of memory"
+            return Page(number=number, text="", method=Method.NONE)
         state.unread.append(number)
         state.complaint = state.complaint or told(error)
         return Page(number=number, text="", method=Method.NONE)
@@ -192,9 +209,10 @@ def _extras(page: Any, text: str) -> str:
     pieces: list[str] = []
     try:
         if page.first_widget is not None:
-            pieces += [widget.field_value for widget in page.widgets() if _is_said(widget.field_value)]
+            widgets = islice(page.widgets(), _MAX_EXTRAS)
+            pieces += [widget.field_value for widget in widgets if _is_said(widget.field_value)]
         if page.first_annot is not None:
-            pieces += [annot.info.get("content", "") for annot in page.annots()]
+            pieces += [annot.info.get("content", "") for annot in islice(page.annots(), _MAX_EXTRAS)]
     except TROUBLE:
         return ""
     shown = " ".join(text.split())
@@ -216,6 +234,9 @@ def _attachments(pdf: Any, material: Material) -> Parts:
         return parts
     parts.left_out += max(0, count - MAX_PARTS)
     for index in range(min(count, MAX_PARTS)):
+        if parts.is_full():
+            parts.left_out += min(count, MAX_PARTS) - index
+            break
         try:
             info = pdf.embfile_info(index)
             if max(info.get("length", 0), info.get("size", 0)) > _ATTACHMENT_BYTES:
@@ -268,8 +289,9 @@ def _notes(pdf: Any, state: _Reading, count: int) -> list[str]:
     notes = state.budget.notes()
     if pdf.is_repaired:
         notes.append("the PDF was damaged and has been repaired")
-    if state.unread:
-        listed = ", ".join(map(str, state.unread[:20])) + (", ..." if len(state.unread) > 20 else "")
+    unread = sorted(state.unread + state.too_large)
+    if unread:
+        listed = ", ".join(map(str, unread[:20])) + (", ..." if len(unread) > 20 else "")
         notes.append(f"pages that could not be read: {listed} ({state.complaint})")
     if state.without_ocr:
         notes.append(f"{state.without_ocr} pages were not read: OCR is off")

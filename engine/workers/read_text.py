@@ -24,6 +24,8 @@ from engine.workers.reading import Budget, Material, line, tidy
 #: Markup read of one file, as a multiple of the text that the document may have: tags take most of a web page.
 _MARKUP_FACTOR: Final = 5
 _FEED_CHARS: Final = 1 << 18
+#: A comment of a web page; libxml2 takes 10 million bytes.
+_COMMENT_CHARS: Final = 2_000_000
 
 Report = Callable[[int, int], None]
 
@@ -75,6 +77,7 @@ def html_to_text(markup: str, budget: Budget, report: Report) -> tuple[str, str]
     report: told after every piece, as (characters done, characters in all).
     """
     target = _Page(budget.left)
+    markup = _without_long_comments(markup)
     complaint = _feed(etree.HTMLParser, markup, target, report, encoding="utf-8")
     if complaint and not target.text().strip():
         # The parser gave up: deeper or stranger than it allows. The words are still there between the tags.
@@ -122,6 +125,21 @@ def _xml_to_text(markup: str, budget: Budget, report: Report) -> tuple[str, str]
 
 def _without_tags(markup: str) -> str:
     return tidy(re.sub(r"[^\S\n]+", " ", re.sub(r"<[^<>]{0,4000}>", " ", markup)))
+
+
+def _without_long_comments(markup: str) -> str:
+    """Of a comment beyond its own limit the parser makes a mistake and then goes through the same letters again, from
+    whatever looks like the next beginning of one: one that never ends would cost the square of its length."""
+    begin = markup.find("<!--")
+    while begin >= 0:
+        end = markup.find("-->", begin + 4)
+        if (end if end >= 0 else len(markup)) - begin > _COMMENT_CHARS:
+            markup = markup[:begin] + (markup[end + 3 :] if end >= 0 else "")
+            end = begin - 3
+        elif end < 0:
+            break
+        begin = markup.find("<!--", end + 3)
+    return markup
 
 
 def _feed(kind: Any, markup: str, target: _Words, report: Report, **options: Any) -> str:
@@ -271,5 +289,8 @@ class _Page(_Words):
 
     def _line(self, *, empty: bool) -> None:
         end = " " if self._cells else "\n\n" if empty else "\n"  # a cell's own paragraphs stay on the row's line
-        if self._pieces and self._pieces[-1] != end:
+        last = self._pieces[-1] if self._pieces else end
+        if end != " " and last in ("\n", "\n\n"):
+            self._pieces[-1:] = [max(last, end)]  # more than an empty line is none: a million breaks take no room
+        elif last != end:
             self._pieces.append(end)

@@ -9,6 +9,7 @@ and tabs, and is never cut without a note.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from typing import Final
 
 from engine.document import MAX_FIELD_CHARS, MAX_PARTS, Document, Page, Part
 from engine.model import Kind
-from engine.ports import Place
+from engine.ports import Place, StageFailed
+from engine.reasons import Reason
 
 #: A title longer than this is a paragraph.
 TITLE_CHARS: Final = 500
@@ -26,6 +28,10 @@ TITLE_CHARS: Final = 500
 PAGE_DPI: Final = 200
 #: Pixels of one sheet. A4 at 200 dpi has 3.9 million, A3 at 300 dpi 17 million; giant pages get a lower resolution.
 MAX_SHEET_PIXELS: Final = 20_000_000
+#: Bytes of all parts of one item, unless the item itself is larger: one stream may stand there under a thousand names.
+MAX_PARTS_BYTES: Final = 512 << 20
+#: Memory that decoding may leave to whatever comes after it: the document, its JSON, an error to report.
+_SPARE_BYTES: Final = 8 << 20
 #: Notes of one document; what more there is to say repeats itself.
 MAX_NOTES: Final = 50
 
@@ -116,6 +122,14 @@ class Parts:
     material: Material
     written: list[Part] = field(default_factory=list)
     left_out: int = 0
+    _room_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._room_bytes = max(MAX_PARTS_BYTES, os.stat(self.material.path).st_size)
+
+    def is_full(self) -> bool:
+        """Whether nothing more is taken, so that it need not be unpacked first."""
+        return len(self.written) >= MAX_PARTS or self._room_bytes <= 0
 
     def add(self, name: str, media_type: str, data: bytes) -> None:
         """`name` may be any text; one without is called "part N". A part may be empty: it is an item all the same."""
@@ -123,14 +137,24 @@ class Parts:
 
     def add_pieces(self, name: str, media_type: str, pieces: Iterable[bytes]) -> None:
         """The same for bytes that are not in memory all at once."""
-        if len(self.written) >= MAX_PARTS:
+        if self.is_full():
             self.left_out += 1
             return
         number, size = len(self.written) + 1, 0
         file = f"{self.material.prefix}.part{number}"
-        with open(self.material.place.outbox / file, "wb") as out:
+        path = self.material.place.outbox / file
+        with open(path, "wb") as out:
             for piece in pieces:
-                size += out.write(piece)
+                size += len(piece)
+                if size > self._room_bytes:
+                    break
+                out.write(piece)
+        self._room_bytes -= size
+        if self._room_bytes < 0:
+            # What is left of the room is no measure for parts that come later: which fit would depend on their order.
+            path.unlink()
+            self.left_out += 1
+            return
         shown = line(base_name(name), 255) or f"part {number}"
         kind = line(media_type, 255) or "application/octet-stream"
         self.written.append(Part(name=shown, media_type=kind, file=file, size_bytes=size))
@@ -144,6 +168,18 @@ def sheet_pixels(width_points: float, height_points: float) -> int:
     """Of a page as it is rendered for OCR. It is measured in points of 1/72 inch, and may say any numbers."""
     pixels = abs(width_points * height_points) * (PAGE_DPI / 72) ** 2
     return int(pixels) if pixels < MAX_SHEET_PIXELS else MAX_SHEET_PIXELS
+
+
+def ask_memory(place: Place, need_bytes: int, what: str) -> None:
+    """Raises StageFailed(OUT_OF_MEMORY) when what is about to be done surely takes more memory than is left.
+
+    what: as in "decoding 9000 x 9000 pixels".
+    """
+    left = place.memory_left()
+    if need_bytes + _SPARE_BYTES > left:
+        mb = 1_000_000
+        message = f"{what} takes about {-(-need_bytes // mb)} MB of memory; {left // mb} MB are left"
+        raise StageFailed(Reason.OUT_OF_MEMORY, message)
 
 
 def clean(text: str) -> str:
@@ -179,5 +215,6 @@ def base_name(name: str) -> str:
 
 def tidy(text: str) -> str:
     """Blanks at line ends and more than one empty line in a row taken out."""
-    text = re.sub(r"[^\S\n]+\n", "\n", text)
+    # Begun where blanks begin, and never taken back: a million blanks cost a million steps, not their square.
+    text = re.sub(r"(?<![^\S\n])[^\S\n]++\n", "\n", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip("\n")

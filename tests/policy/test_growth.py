@@ -16,7 +16,7 @@ CORES = st.integers(1, 256)
 def test_all_that_run_may_burst_at_once(promised: int, ceiling: int, room: int, cores: int) -> None:
     """One on each core and one above: together they take no more than was free, the least of each aside."""
     burst = limit_of(promised, ceiling_bytes=ceiling, room_bytes=room, cores=cores) - promised
-    assert 0 <= burst
+    assert burst >= 0
     assert (cores + 1) * (burst - LEAST_BURST_BYTES) <= room
 
 

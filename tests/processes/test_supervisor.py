@@ -289,6 +289,26 @@ def test_memory_beyond_the_limit_costs_one_item(opened: Opener) -> None:
     assert failures(do(one, worker, much, unit=2)) == [None]
 
 
+def test_a_stage_knows_how_much_memory_it_may_still_take(opened: Opener) -> None:
+    """The limit is for the worker in all: what it has and what is left make it up; what is taken is left no more."""
+    one = opened()
+    worker = start_ready(one)
+    look, limit, taken = {"do": "look"}, 256 << 20, 100 << 20
+    reports = do(one, worker, look, {"do": "keep", "bytes": taken}, look, limit_bytes=limit)
+    before, _, after = [report.result for report in reports if isinstance(report, Ended)]
+    slack = 8 << 20  # the few pages that come and go between two looks, and the stack
+    assert before["left"] + before["resident"] == pytest.approx(limit, abs=slack)
+    assert before["left"] - after["left"] == pytest.approx(taken, abs=slack)
+    one.release(worker)
+    [alone, *_] = do(one, worker, look, unit=2)
+    assert isinstance(alone, Ended)
+    assert alone.result["left"] == sys.maxsize
+    one.release(worker)
+    [grown, *_] = do(one, worker, look, unit=3, limit_bytes=1)
+    assert isinstance(grown, Ended)
+    assert 8 << 20 < grown.result["left"] <= 16 << 20  # one that is too large already can still report
+
+
 # --- ends, and who is blamed ---
 
 

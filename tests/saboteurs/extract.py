@@ -6,6 +6,7 @@ import ctypes
 import json
 import mmap
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -79,6 +80,12 @@ def error(order: Mapping[str, Any], place: Place) -> NoReturn:
 def allocate(order: Mapping[str, Any], place: Place) -> Result:
     """Asks for so much memory, and gives it back."""
     return {"bytes": len(bytearray(order["bytes"]))}
+
+
+def look(order: Mapping[str, Any], place: Place) -> Result:
+    """Says how much memory it may still take, and how much the process has."""
+    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {"left": place.memory_left(), "resident": resident_pages * resource.getpagesize()}
 
 
 def keep(order: Mapping[str, Any], place: Place) -> Result:
@@ -306,6 +313,7 @@ DEEDS: dict[str, Callable[[Mapping[str, Any], Place], Result]] = {
     "fail": fail,
     "raise": error,
     "allocate": allocate,
+    "look": look,
     "keep": keep,
     "grow": grow,
     "stay": stay,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,8 @@ OLE_SECTOR = 512
 
 
 class Desk:
-    """A Place in a temporary folder, with an `extract` stage at it. `heard` counts the signs of life."""
+    """A Place in a temporary folder, with an `extract` stage at it. `heard` counts the signs of life;
+    `memory_bytes` is what a reader is told that it may still take."""
 
     def __init__(self, folder: Path, options: Mapping[str, Any] | None = None) -> None:
         self.inbox = folder / "inbox"
@@ -30,11 +32,15 @@ class Desk:
         self.inbox.mkdir(parents=True)
         self.outbox.mkdir()
         self.heard: list[tuple[int, int]] = []
+        self.memory_bytes = sys.maxsize
         self.result: Mapping[str, Any] = {}
         self._stage = extract.open_stage(options or {"ocr": True})
 
     def progress(self, done: int, total: int) -> None:
         self.heard.append((done, total))
+
+    def memory_left(self) -> int:
+        return self.memory_bytes
 
     def read(self, data: bytes, name: str = "", kind: str = "file") -> Document:
         """The document of some bytes, checked as the coordinator would check it."""

@@ -1,0 +1,198 @@
+"""Readers keep their bounds: what multiplies is counted before it is made, and work grows with size, not its square."""
+
+from __future__ import annotations
+
+import random
+import re
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from engine.ports import StageFailed
+from engine.reasons import Reason
+from engine.workers import read_event, read_mail, read_pdf, read_text, reading
+from engine.workers.archive import open_archive
+from engine.workers.ocr import open_stage
+from engine.workers.reading import tidy
+from tests import bombs
+from tests.unit.extraction import Desk, encoded, text_of
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+# --- memory that is known to be needed --------------------------------------------------------------------------------
+
+
+def test_a_picture_that_needs_more_memory_than_is_left_is_refused_before_it_is_decoded(desk: Desk) -> None:
+    """Both numbers are said; a JPEG, which is decoded small, needs next to none."""
+    desk.memory_bytes = 30_000_000
+    picture = Image.new("RGB", (3_000, 2_500), "white")
+    assert desk.refusal(encoded(picture, "PNG"), "a.png") == (
+        Reason.OUT_OF_MEMORY,
+        "decoding 3000 x 2500 pixels takes about 30 MB of memory; 30 MB are left",
+    )
+    assert desk.read(encoded(picture, "JPEG"), "a.jpg").pages[0].needs_ocr
+    desk.memory_bytes = 60_000_000
+    assert desk.read(encoded(picture, "PNG"), "a.png").pages[0].needs_ocr
+
+
+def test_a_picture_in_a_pdf_is_refused_before_the_page_is_painted(desk: Desk) -> None:
+    """The text of the page is read all the same; what it would take is a byte for each colour of a pixel."""
+    pytest.importorskip("tesserocr")
+    data = bombs.painted(30_000, 30_000, b"/ColorSpace/DeviceRGB/BitsPerComponent 8", [b"\0" * 1000])
+    assert desk.read(data, "a.pdf").pages[0].needs_ocr
+    desk.memory_bytes = 500_000_000
+    with pytest.raises(StageFailed) as raised:
+        open_stage({"languages": ["eng"]}).run(
+            {"file": "1", "media_type": "application/pdf", "page": 1, "prefix": "p"}, desk
+        )
+    assert raised.value.failure.reason is Reason.OUT_OF_MEMORY
+    assert raised.value.failure.detail.startswith("decoding a picture of 30000 x 30000 pixels takes about 2700 MB")
+
+
+def test_a_mail_that_needs_more_memory_than_is_left_is_refused_before_it_is_taken_apart(desk: Desk) -> None:
+    """What it takes is told by its lines. One that has no parts is never taken apart, whatever its lines are."""
+    desk.memory_bytes = 20_000_000
+    lines = b"a\n" * 300_000
+    reason, detail = desk.refusal(bombs.MIXED + b"--b\n\n" + lines, "a.eml")
+    assert reason is Reason.OUT_OF_MEMORY
+    assert detail.startswith("taking apart a mail of")
+    assert len(text_of(desk.read(bombs.MAIL + b"\n" + lines, "a.eml"))) == len(lines) - 1
+
+
+# --- what multiplies --------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_zip_directory_are_counted_before_it_is_taken_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few the end of the file claims; and a directory of any size is not read in the first place."""
+    monkeypatch.setattr(zipfile, "ZipInfo", None)  # what is made of a row
+    honest = bombs.many_entries(30_000)
+    lying = honest[:-22] + b"PK\x05\x06" + struct.pack("<HHHH", 0, 0, 3, 3) + honest[-10:]
+    large = bombs.many_entries(150, b"n" * 60_000)
+    for data, words in ((honest, "30000 entries"), (lying, "30000 entries"), (large, "a directory of")):
+        path = tmp_path / "a.zip"
+        path.write_bytes(data)
+        with pytest.raises(StageFailed, match=words) as raised, open_archive(path):
+            pass
+        assert raised.value.failure.reason is Reason.BOMB
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [("[Content_Types].xml", [bombs.TYPES]), ("xl/worksheets/sheet1.xml", [b"<row/>" * 4_000_000])],
+        [("[Content_Types].xml", [bombs.TYPES]), ("ppt/slides/slide1.xml", [b"<a:p/>" * 4_000_000])],
+        [("mimetype", [b"application/vnd.oasis.opendocument.text"]), ("content.xml", [b"<p/>" * 6_000_000])],
+        [("mimetype", [b"application/epub+zip"]), ("OEBPS/1.html", [b"<p/>" * 6_000_000])],
+    ],
+    ids=["xlsx", "pptx", "odt", "epub"],
+)
+def test_documents_that_are_not_read_are_measured_too(desk: Desk, entries: list[tuple[str, list[bytes]]]) -> None:
+    """A spreadsheet, presentation, text or book that unpacks to hundreds of times its size is called what it is."""
+    assert desk.refusal(bombs.packed(entries), "a")[0] is Reason.BOMB
+
+
+def test_one_embedded_file_under_many_names_does_not_fill_the_outbox(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts are written up to a bound in all; the rest is said to be left out."""
+    monkeypatch.setattr(reading, "MAX_PARTS_BYTES", 5_000_000)
+    document = desk.read(bombs.attachments(40, 1_050_000), "a.pdf")
+    assert len(document.parts) == 4
+    assert document.notes == ("36 parts were left out: too many, too large or damaged",)
+    assert sum(path.stat().st_size for path in desk.outbox.glob("*.part*")) == sum(p.size_bytes for p in document.parts)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bombs.MAIL + b"Content-Type: message/delivery-status\n\n" + b"a: b\n\n" * 500,
+        bombs.MIXED + b"--b\r\r" * 500,
+        bombs.MIXED + b"--b\n" + b"a:\n" * 500 + b"\nhi",
+    ],
+    ids=["blocks of a delivery report", "boundaries of an old Mac", "headers of a part"],
+)
+def test_whatever_a_mail_makes_parts_or_headers_from_is_counted(
+    desk: Desk, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the bound the mail is read as plain text; within it, as ever."""
+    note = "the parts are too many or nested too deeply: the mail was read as plain text"
+    assert note not in desk.read(data, "a.eml").notes
+    monkeypatch.setattr(read_mail, "MAX_BOUNDARIES", 400)
+    monkeypatch.setattr(read_mail, "MAX_HEADERS", 400)
+    document = desk.read(data, "a.eml")
+    assert note in document.notes
+    assert document.title == "corn"
+
+
+def test_events_of_a_calendar_are_counted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first ones are read, and a note says how many more there were."""
+    monkeypatch.setattr(read_event, "MAX_EVENTS", 3)
+    events = b"".join(b"BEGIN:VEVENT\r\nSUMMARY:day %d\r\nEND:VEVENT\r\n" % day for day in range(5))
+    document = desk.read(b"BEGIN:VCALENDAR\r\n" + events, "a.ics")
+    assert document.notes == ("2 events beyond the first 3 were left out",)
+    assert "day 2" in text_of(document)
+    assert "day 3" not in text_of(document)
+
+
+def test_a_page_that_eats_all_memory_costs_that_page(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it had more than any page takes; with less, it is the item's turn to get more. Without another page that can
+    be read the file is a bomb."""
+
+    def needs_ocr(page: object, text: str) -> bool:
+        if "heron" not in text:
+            raise RuntimeError("code=1: malloc (1000 bytes) failed")  # as MuPDF says it
+        return False
+
+    monkeypatch.setattr(read_pdf, "_needs_ocr", needs_ocr)
+    document = desk.read(bombs.crowded(520, pages=2), "a.pdf")
+    assert text_of(document).strip() == "heron"
+    assert document.notes == ("pages that could not be read: 1 (page 1 takes more than 400 MiB of memory)",)
+    assert desk.refusal(bombs.crowded(520), "a.pdf")[0] is Reason.BOMB
+    desk.memory_bytes = 100 << 20
+    with pytest.raises(MemoryError):
+        desk.read(bombs.crowded(520, pages=2), "a.pdf")
+
+
+# --- work that must not grow with the square --------------------------------------------------------------------------
+
+
+def test_blanks_are_tidied_as_ever_but_in_one_pass() -> None:
+    """The same as the plain pattern gives for any text; a million blanks without a line's end do not hang it."""
+    luck = random.Random(5)
+    for _ in range(5_000):
+        text = "".join(luck.choices(" \t\n\na\xa0\u2028\x1c", k=luck.randrange(14)))
+        plain = re.sub(r"\n{3,}", "\n\n", re.sub(r"[^\S\n]+\n", "\n", text)).strip("\n")
+        assert tidy(text) == plain
+    long = " " * 1_000_000
+    assert tidy(f"a{long}b{long}\n") == f"a{long}b"
+
+
+def test_a_comment_that_never_ends_is_left_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long ones go, closed or not, wherever they begin; short ones are left to the parser."""
+    monkeypatch.setattr(read_text, "_COMMENT_CHARS", 10)
+    for markup, left in (
+        ("a<!-- -->b", "a<!-- -->b"),
+        ("a<!-- 1234567890 -->b<!-- 1 -->c<!-- 1234567890 -->d", "ab<!-- 1 -->cd"),
+        ("a<!-- <!-- <!-- <!-- <!-- <!--", "a"),
+        ("a<!-- 1", "a<!-- 1"),
+    ):
+        assert read_text._without_long_comments(markup) == left
+
+
+def test_breaks_and_empty_paragraphs_take_no_room(desk: Desk) -> None:
+    """What says nothing is not gathered, and what is said around it reads as ever."""
+    html = b"<html><body>one" + b"<p><br>" * 2_000 + b"two</body></html>"
+    assert text_of(desk.read(html, "a.html")) == "one\n\ntwo"
+    words = [b"<w:p><w:r><w:t>%b</w:t></w:r></w:p>" % word for word in (b"one", b"two")]
+    table = b"<w:tbl>" + b"<w:tr><w:tc><w:p/></w:tc></w:tr>" * 500 + b"</w:tbl>"
+    docx = bombs.docx([words[0], b"<w:p/>" * 2_000, table, words[1]])
+    assert text_of(desk.read(docx, "a.docx")) == "one\n\ntwo"
