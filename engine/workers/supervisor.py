@@ -455,8 +455,9 @@ class Supervisor:
     def close(self) -> None:
         """Kill every worker, wait until all are gone, and remove what they left. Idempotent."""
         for worker in list(self._workers):
-            self._strike(worker, None, is_news=False)
+            self._strike(worker, None)
         for dying in list(self._dying):
+            dying.is_news = False
             while not self._bury(dying, [], HOLD_SECONDS):
                 pass
         self._watch.close()
@@ -636,9 +637,9 @@ class Supervisor:
             peak_bytes=_seen_peak(worker) if worker.given else 0,
             next_look=now,
         )
+        self._dying.append(dying)
         worker.gone = True
         self._workers.remove(worker)
-        self._dying.append(dying)
         if worker.weighed is not None:
             self._watch.end(worker.weighed)
         assert worker.process.stderr is not None
