@@ -71,8 +71,9 @@ STDERR_BYTES, STDERR_BLOCK_BYTES = 4096, 1 << 20
 BLOCKS_AT_ONCE = 8
 #: Between the end of its pipe and its own, a Python that ends clears up its modules: a second where there is swapping.
 ENDING_SECONDS = 5.0
-#: An end is waited for so long (most take ten milliseconds), and from then on looked for now and then.
-HOLD_SECONDS, DYING_LOOK_SECONDS = 0.05, 0.05
+#: An end is waited for so long (most take ten milliseconds, a hundred where all cores are busy), and from then on it is
+#: looked for now and then.
+HOLD_SECONDS, DYING_LOOK_SECONDS = 0.25, 0.05
 #: The kernel counts CPU time in ticks of 10 ms, for user and system apart.
 _TICKS_SECONDS = 0.05
 #: In the environment of each worker, and so of all that it starts: its home.
