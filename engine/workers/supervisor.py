@@ -71,8 +71,9 @@ STDERR_BYTES, STDERR_BLOCK_BYTES = 4096, 1 << 20
 BLOCKS_AT_ONCE = 8
 #: Between the end of its pipe and its own, a Python that ends clears up its modules: a second where there is swapping.
 ENDING_SECONDS = 5.0
-#: An end is waited for so long (most take ten milliseconds), and from then on looked for now and then.
-HOLD_SECONDS, DYING_LOOK_SECONDS = 0.05, 0.05
+#: An end is waited for so long (most take ten milliseconds, a hundred where all cores are busy), and from then on it is
+#: looked for now and then.
+HOLD_SECONDS, DYING_LOOK_SECONDS = 0.25, 0.05
 #: The kernel counts CPU time in ticks of 10 ms, for user and system apart.
 _TICKS_SECONDS = 0.05
 #: In the environment of each worker, and so of all that it starts: its home.
@@ -459,8 +460,9 @@ class Supervisor:
     def close(self) -> None:
         """Kill every worker, wait until all are gone, and remove what they left. Idempotent."""
         for worker in list(self._workers):
-            self._strike(worker, None, is_news=False)
+            self._strike(worker, None)
         for dying in list(self._dying):
+            dying.is_news = False
             while not self._bury(dying, [], HOLD_SECONDS):
                 pass
         self._watch.close()
@@ -649,9 +651,9 @@ class Supervisor:
             peak_bytes=_seen_peak(worker) if worker.given else 0,
             next_look=now,
         )
+        self._dying.append(dying)
         worker.gone = True
         self._workers.remove(worker)
-        self._dying.append(dying)
         if worker.weighed is not None:
             self._watch.end(worker.weighed)
         assert worker.process.stderr is not None

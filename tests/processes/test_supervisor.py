@@ -516,6 +516,7 @@ def test_an_idle_worker_ends_after_a_while(opened: Opener) -> None:
     clock.seconds += 1.0
     assert poll(one) == []
     assert one.workers == (spoken_for,)
+    poll_until(one, lambda: not one.dying)
     assert not is_alive(idle.process.pid, idle.watched.started)
 
 
@@ -573,11 +574,12 @@ def test_helpers_of_a_worker_end_with_it(opened: Opener, helper: str, end: str) 
         assert is_alive(told["helper"], told["started"])
     match end:
         case "kill":
-            assert lost(one.kill(worker, OURS)).failure == OURS
+            assert lost(one.kill(worker, OURS) or poll_to_the_end(one, worker)).failure == OURS
         case "crash":
             lost(poll_to_the_end(one, worker))
         case "retire":
             one.retire(worker)
+            poll_until(one, lambda: not one.dying)
         case "close":
             one.close()
     assert not is_alive(told["helper"], told["started"])
@@ -604,6 +606,7 @@ def test_an_outbox_that_became_a_link_leads_nowhere(opened: Opener, tmp_path: Pa
         read(ended)
     one.release(worker)
     one.retire(worker)
+    poll_until(one, lambda: not one.dying)
     poll(one, 0.0)
     assert (treasure / "gold").read_text() == "not yours"
     assert not worker.home.exists()
@@ -619,6 +622,7 @@ def test_a_worker_is_written_down_for_as_long_as_it_lives(opened: Opener, book: 
     assert book.lines == [("worker", pid)]
     one.release(worker)
     one.retire(worker)
+    poll_until(one, lambda: not one.dying)
     assert book.lines == [("worker", pid), ("gone", pid)]
     assert worker.process.returncode is not None
 
