@@ -119,6 +119,8 @@ def _kept(unfinished: Unfinished, failure: Failure, left_out: Mapping[int, str])
     else:
         document = _noted(unfinished.document, {**left_out, unfinished.page: words})
         rest = f"partial: what follows page {unfinished.page} was left out"
+    if unfinished.page == unfinished.pages:
+        return document
     return replace(document, notes=(rest, *document.notes)[:MAX_NOTES])
 
 

@@ -25,6 +25,9 @@ from engine.workers.reading import Material
 #: and whole in the memory of whoever takes it in.
 MAX_JOURNAL_BYTES: Final = 32 << 20
 
+#: Made once: `json.dumps` with words of its own makes one for each page.
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 
 def name_of(prefix: str) -> str:
     """What the journal of an order is called in the outbox."""
@@ -51,7 +54,7 @@ class Journal:
     def _write(self, entry: Mapping[str, Any]) -> None:
         if self._left <= 0:
             return
-        line = json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        line = _ENCODER.encode(entry).encode() + b"\n"
         if len(line) > self._left:
             # From here on nobody can tell which page is being read.
             self._left, line = 0, b'{"full":true}\n'

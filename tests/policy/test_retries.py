@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from engine.model import Failure
 from engine.policy.retries import (
     KILLS_ALLOWED,
+    MOST_LEFT_OUT,
     OWN_DOING,
     PASSING,
+    Rescue,
     Verdict,
     after_failure,
     keeps_published,
+    rescue,
     worth_another_run,
 )
 from engine.reasons import CATALOGUE, Reason
@@ -93,3 +96,35 @@ def test_what_was_published_stays_where_the_item_is_likely_the_same() -> None:
     assert keeps_published(Reason.KILLED)
     assert not any(map(keeps_published, (Reason.VANISHED, Reason.UNREADABLE, Reason.DAMAGED, Reason.CRASHED)))
     assert all(worth_another_run(reason) for reason in Reason if keeps_published(reason))
+
+
+@given(st.sampled_from(Reason), st.integers(2, 8), st.sets(st.integers(1, 8)), st.booleans())
+def test_deadly_pages_are_left_out_until_the_rest_is_read(
+    reason: Reason, pages: int, deadly: set[int], attachments_kill: bool
+) -> None:
+    """A few deadly pages cost themselves; from one too many on, what was read before it is kept; never all are lost."""
+    left_out: set[int] = set()
+    deadly = {page for page in deadly if page <= pages}
+    for _ in range(10):
+        page = min(deadly - left_out, default=None)
+        if page is None and not attachments_kill:
+            assert len(left_out) < pages  # There is something in the document.
+            return
+        before = set(range(1, page or pages + 1)) - left_out
+        step = rescue(reason, page=page, pages=pages, left_out=len(left_out), worth_keeping=bool(before))
+        if step is not Rescue.LEAVE_OUT:
+            break
+        assert page is not None
+        left_out.add(page)
+    else:
+        raise AssertionError("this never ends")
+    assert len(left_out) <= MOST_LEFT_OUT.get(reason, 0) < 4
+    kept = reason in MOST_LEFT_OUT and bool(before)
+    assert step is (Rescue.KEEP if kept else Rescue.NONE)
+    if page is not None and reason in MOST_LEFT_OUT:
+        assert len(left_out) == min(MOST_LEFT_OUT[reason], pages - 1)
+
+
+def test_of_whom_something_is_kept() -> None:
+    """Of a worker that died or had to be stopped; not of one that lied, nor of one that somebody else has killed."""
+    assert MOST_LEFT_OUT.keys() == OWN_DOING - {Reason.PROTOCOL}

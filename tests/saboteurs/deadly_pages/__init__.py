@@ -1,0 +1,1 @@
+"""The real stages, but for one: pages of PDFs end their workers, as the words on them say."""
