@@ -33,18 +33,19 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 from memory_limits.groups import Group, NoGroupError, limited, sweep  # noqa: E402
 from memory_limits.runs import Watched, watch  # noqa: E402
-from memory_limits.scans import find_sources, write_scan  # noqa: E402
+from memory_limits.scans import find_sources, write_poster, write_scan  # noqa: E402
 from scheduling.charts import Axis, line_chart  # noqa: E402
 from scheduling.figures import Figure, Part  # noqa: E402
 
 from engine.sizes import format_size, parse_size  # noqa: E402 - found beside this file
 from tests.mill import PROGRAM, Mill  # noqa: E402
 
+PARTS = ("alone", "init", "pool")
 SCHEMA_VERSION = 1
 GIB = 1 << 30
 #: A pool whose try takes longer than this hangs; the slowest honest one (one worker, 400 pages) takes ten minutes.
 MOST_SECONDS = 3600.0
-#: No mixed file takes a minute alone.
+#: Neither a mixed file nor a poster takes a minute alone.
 ALONE_SECONDS = 300.0
 #: Of the best count that was found by hand.
 LEAST_SHARE = 0.85
@@ -52,7 +53,7 @@ LEAST_SHARE = 0.85
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What is read: a folder with `mixed` and `scans` in it, and how many files and pages of scans these are."""
+    """What is read: a folder of `mixed`, `scans` and `posters`, how many files these are, and pages of scans."""
 
     folder: Path
     files: int
@@ -61,7 +62,7 @@ class World:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alone:
-    """A mixed file read in a process of its own. failed: the reason, "" where it was read."""
+    """A file, not a scan, read in a process of its own. failed: the reason, "" where it was read."""
 
     peak_bytes: int
     failed: str
@@ -111,6 +112,8 @@ def main(words: Sequence[str] | None = None) -> int:
     place = Path(tempfile.mkdtemp(prefix="nightmill-memory-", dir=given.place))
     try:
         sweep()
+        with limited(given.limits[0]):
+            pass  # Said at once where it cannot be done, and not when all has been made.
         world = _make_world(given.corpus, place / "world", given)
         alone = _read_alone(world) if "alone" in given.only else {}
         _say(f"{world.files} files, {world.scan_pages} pages of scans; {len(alone)} files read alone")
@@ -121,7 +124,8 @@ def main(words: Sequence[str] | None = None) -> int:
             mills, pools = _measure(world, place, limit, given)
             parts[name] = _judged(world, limit, alone, mills, pools)
             details[name] = {"init": [asdict(one) for one in mills], "pool": [asdict(one) for one in pools]}
-            _print_part(name, parts[name])
+            if given.json != "-":
+                _print_part(name, parts[name])
             if given.plots is not None:
                 _draw(given.plots / f"memory-{name}.svg", limit, mills, pools)
     except NoGroupError as error:
@@ -140,21 +144,24 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--corpus", type=Path, default=Path(corpus), help="of real files (default: %(default)s)")
     parser.add_argument("--limits", type=_sizes, default=(GIB, 2 * GIB, 4 * GIB), help="such as 1GiB,2GiB,4GiB")
     parser.add_argument("--pages", type=int, default=200, help="of each scan (default: %(default)s); 0 for no scans")
+    parser.add_argument("--posters", type=int, default=0, help="pictures of 70 million pixels as well, so many")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth mixed file")
     parser.add_argument("--workers", type=_numbers, default=(1, 2, 3, 4), help="counts to try in the pool")
     parser.add_argument(
         "--embedders", type=_names, default=("none", "builtin"), help="runs of init; the first compares"
     )
-    parser.add_argument("--only", type=_names, default=("alone", "init", "pool"), help="some of alone,init,pool")
+    parser.add_argument("--only", type=_parts, default=PARTS, help=f"some of {','.join(PARTS)}")
     parser.add_argument("--place", type=Path, help="work in this folder; a tmpfs would count as memory")
-    parser.add_argument("--quick", action="store_true", help="1GiB, 3 pages, every 20th file; its figures mean little")
+    parser.add_argument(
+        "--quick", action="store_true", help="3 pages, every 20th file, one limit; its figures mean little"
+    )
     parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="also write JSON; alone: only JSON")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw memory over time as SVG into this folder")
     given = parser.parse_args(words)
     if given.quick:
-        given.limits, given.pages, given.every = (GIB,), 3, 20
-        given.workers, given.embedders = (2,), ("none",)
+        given.pages, given.every = 3, 20
+        given.limits, given.workers, given.embedders = given.limits[:1], given.workers[1:2], given.embedders[:1]
     if not (given.corpus / "mixed").is_dir():
         parser.error(f"no corpus of real files at {given.corpus} (set NIGHTMILL_CORPUS)")
     return given
@@ -172,6 +179,13 @@ def _names(words: str) -> tuple[str, ...]:
     return tuple(words.split(","))
 
 
+def _parts(words: str) -> tuple[str, ...]:
+    unknown = sorted(set(_names(words)) - set(PARTS))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no part is called {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    return _names(words)
+
+
 def _end(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
@@ -187,20 +201,25 @@ def _make_world(corpus: Path, folder: Path, given: argparse.Namespace) -> World:
     scans = folder / "scans"
     scans.mkdir()
     sources = find_sources(corpus / "ocr")
-    if given.pages and not sources:
+    if (given.pages or given.posters) and not sources:
         raise SystemExit(f"{corpus / 'ocr'} has no A4 pages of 300 dpi to make scans of; --pages 0 goes without")
     for sheet in ("A4", "A3") if given.pages else ():
         write_scan(scans / f"{sheet}.pdf", sheet, given.pages, sources)
         size = format_size((scans / f"{sheet}.pdf").stat().st_size)
         _say(f"made a scan of {given.pages} pages {sheet}, {size}")
+    posters = folder / "posters"
+    posters.mkdir()
+    for number in range(given.posters):
+        write_poster(posters, number, sources)
     files = sum(path.is_file() for path in folder.rglob("*"))
     return World(folder=folder, files=files, scan_pages=given.pages * 2)
 
 
 def _read_alone(world: World) -> dict[str, Alone]:
-    """Each mixed file in a new process, as many at once as there are cores. Nothing is limited here."""
+    """Each file but the scans in a new process, as many at once as there are cores. Nothing is limited here."""
 
     def read(path: Path) -> tuple[str, Alone]:
+        name = str(path.relative_to(world.folder))
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "memory_limits.reading", str(path)],
@@ -211,14 +230,14 @@ def _read_alone(world: World) -> dict[str, Alone]:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return path.name, Alone(peak_bytes=0, failed="deadline")
+            return name, Alone(peak_bytes=0, failed="deadline")
         if done.returncode:
-            return path.name, Alone(peak_bytes=0, failed=f"exit code {done.returncode}")
+            return name, Alone(peak_bytes=0, failed=f"exit code {done.returncode}")
         said = json.loads(done.stdout)
-        return path.name, Alone(peak_bytes=said["peak_bytes"], failed=said["failed"])
+        return name, Alone(peak_bytes=said["peak_bytes"], failed=said["failed"])
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return dict(threads.map(read, sorted((world.folder / "mixed").iterdir())))
+        return dict(threads.map(read, sorted(world.folder.glob("[mp]*/*"))))
 
 
 def _environ() -> dict[str, str]:
@@ -323,6 +342,9 @@ def _judged(
             Figure(name=f"refusals_{mill.embedder}", value=refused, unit="files", words=f"{told}: refused for memory"),
             Figure(name=f"retries_{mill.embedder}", value=short, unit="attempts", words=f"{told}: ran out of memory"),
         ]
+        if mill.work:
+            words = f"{told}: pages recognised"
+            figures.append(Figure(name=f"pages_{mill.embedder}", value=mill.work["ocr_pages"], unit="", words=words))
         best = _best(pools)
         if number == 0 and best is not None and not mill.problems:
             # Both have read the same files: the ratio of their rates is that of their times.
@@ -332,6 +354,10 @@ def _judged(
     for pool in sorted(pools, key=lambda pool: pool.workers):
         told = f"pool of {pool.workers}" + ("" if pool.survived else ", which broke")
         figures += _figures(f"pool_{pool.workers}", told, pool.seen, world if pool.survived else None)
+        pages = pool.done.get("pages", 0)
+        figures.append(
+            Figure(name=f"pool_{pool.workers}_pages", value=pages, unit="", words=f"{told}: pages recognised")
+        )
     return Part(figures=tuple(figures), broken=tuple(broken), checked=len(alone))
 
 
@@ -361,9 +387,13 @@ def _figures(name: str, told: str, seen: Watched, world: World | None) -> list[F
 
 def _should_be_indexed(world: World, limit: int, alone: Mapping[str, Alone], mill: MillRun) -> list[tuple[str, str]]:
     """(path, what it is instead) of files that fit alone, and of scans, that are not indexed whole."""
-    fits = {f"mixed/{name}" for name, one in alone.items() if not one.failed and one.peak_bytes < limit}
+    fits = {name for name, one in alone.items() if not one.failed and one.peak_bytes < limit}
     fits |= {f"scans/{path.name}" for path in (world.folder / "scans").iterdir()}
-    return sorted((path, why) for path, why in mill.lost.items() if path in fits)
+    return sorted((path, f"{why}; {_need(alone.get(path))}") for path, why in mill.lost.items() if path in fits)
+
+
+def _need(one: Alone | None) -> str:
+    return "a scan" if one is None else f"alone it takes {one.peak_bytes / 2**20:.0f} MiB"
 
 
 def _best(pools: Sequence[PoolRun]) -> PoolRun | None:
@@ -400,9 +430,9 @@ def _in_words(seen: Watched) -> str:
 
 
 def _print_part(name: str, part: Part) -> None:
-    print(f"\n{name}", *(f"  {figure.line()}" for figure in part.figures), sep="\n", file=sys.stderr, flush=True)
+    print(f"\n{name}", *(f"  {figure.line()}" for figure in part.figures), sep="\n", flush=True)
     for broken in part.broken:
-        print(f"  BROKEN: {broken}", file=sys.stderr, flush=True)
+        print(f"  BROKEN: {broken}", flush=True)
 
 
 def _say(words: str) -> None:

@@ -3,7 +3,8 @@
 Rule: the same pages give the same bytes. The pages of the corpus that are whole A4 sheets of 300 dpi follow each other;
 an A3 sheet holds two of them side by side. Each page carries its number, so that no two are alike; in turn they are
 gray JPEG, colour JPEG and black and white (CCITT group 4). The PDF is written by hand, page after page: libraries keep
-all of it in memory, or decode what is to go in as it is.
+all of it in memory, or decode what is to go in as it is. A poster is a picture file of its own: small on the disk, and
+hundreds of megabytes where it is read.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _A4 = (2480, 3508)
 _DPI = 300
+_POSTER = (7016, 9921)
 #: As scanners do by default: an A4 page of text has about a megabyte in colour.
 _QUALITY = 70
 
@@ -35,6 +37,24 @@ def write_scan(path: Path, sheet: str, pages: int, sources: list[Path]) -> None:
     """A PDF of so many pages of "A4" or "A3". sources: images of pages, see find_sources."""
     with open(path, "wb") as file:
         _write_pdf(file, (_encoded(_drawn(sheet, number, sources), number) for number in range(pages)))
+
+
+def write_poster(folder: Path, number: int, sources: list[Path]) -> Path:
+    """A picture of A3 at 600 dpi, 70 million pixels: in turn colour PNG, colour TIFF, and PNG with transparency."""
+    with Image.open(sources[number % len(sources)]) as source:
+        page = source.convert("RGB").resize(_POSTER, Image.Resampling.NEAREST)
+    words = f"Poster {number + 1}"
+    ImageDraw.Draw(page).text((800, 200), words, font=ImageFont.load_default(size=200), fill="black")
+    path = folder / f"poster{number + 1}.{'tif' if number % 3 == 1 else 'png'}"
+    if number % 3 == 1:
+        page.save(path, "TIFF", compression="tiff_adobe_deflate", dpi=(600, 600))
+    else:
+        if number % 3 == 2:
+            page.putalpha(
+                Image.linear_gradient("L").resize(_POSTER).point([255 if value else 0 for value in range(256)])
+            )
+        page.save(path, "PNG", compress_level=1, dpi=(600, 600))
+    return path
 
 
 def find_sources(folder: Path) -> list[Path]:
