@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -78,6 +79,11 @@ HOLD_SECONDS, DYING_LOOK_SECONDS = 0.25, 0.05
 _TICKS_SECONDS = 0.05
 #: In the environment of each worker, and so of all that it starts: its home.
 _MARK = "NIGHTMILL_WORKER"
+
+#: Variables that programs, Python and our own stages go by.
+_KEPT_NAMES = frozenset({"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV"})
+_KEPT_BEGINNINGS = ("LC_", "PYTHON", "TESSDATA_", "NIGHTMILL_")
+_SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 _OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
@@ -759,9 +765,17 @@ class _Ending(processes.Watched):
 
 
 def _worker_environment() -> dict[str, str]:
-    """One thread for each native library: parallelism is ours to give out."""
+    """What a worker needs to find its programs and data, and no key or password that we were started with.
+
+    One thread for each native library: parallelism is ours to give out.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if (name in _KEPT_NAMES or name.startswith(_KEPT_BEGINNINGS)) and not _SECRET.search(name)
+    }
     names = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    return {**os.environ, **dict.fromkeys(names, "1"), "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**kept, **dict.fromkeys(names, "1"), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def _cause(code: int, worker: Worker) -> Failure:

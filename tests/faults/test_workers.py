@@ -342,3 +342,14 @@ def test_stages_that_cannot_be_loaded_end_the_run_at_once(tmp_path: Path, monkey
     with open_own_ledger(settings) as ledger:
         assert (ledger.counts().pending, ledger.counts().failed) == (GOOD, 0)
     stop_scheduler(settings.data_dir)
+
+
+def test_no_worker_is_given_our_keys(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it reads may take it over: what it does not know it cannot tell."""
+    for name in ("OPENAI_API_KEY", "AWS_SESSION_TOKEN", "NIGHTMILL_SOME_SECRET", "DATABASE_URL"):
+        monkeypatch.setenv(name, "swordfish")
+    monkeypatch.setenv("TESSDATA_PREFIX", "/tess")
+    worker = start_ready(opened())
+    environ = Path(f"/proc/{worker.process.pid}/environ").read_bytes()
+    assert b"swordfish" not in environ
+    assert b"TESSDATA_PREFIX=/tess\0" in environ
