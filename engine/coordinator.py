@@ -49,6 +49,7 @@ from engine.opening import can_start_programs, private_folders
 from engine.parts import PartStore
 from engine.pipeline import Kept, UserPipeline
 from engine.plan import Plan
+from engine.policy import growth
 from engine.policy.peaks import Peaks
 from engine.policy.spool import FULL_IN_A_ROW, Verdict
 from engine.policy.turns import Backlog, Rules, Turns
@@ -720,7 +721,7 @@ class Coordinator:
                 self._to_look[opened.user] = opened
 
     def _begin(self, owner: _Open, unit: Unit, lease: LeaseId) -> None:
-        worker = self._supervisor.find_idle(unit.stage) or self._start_worker(unit.stage)
+        worker = self._find_worker(unit) or self._start_worker(unit.stage)
         number = self._asks = self._asks + 1
         self._supervisor.reserve(worker, number, len(unit.pieces))
         name = worker.number, number
@@ -746,6 +747,15 @@ class Coordinator:
             self._wake()
 
         self._threads.submit(copy)
+
+    def _find_worker(self, unit: Unit) -> Worker | None:
+        """An idle worker that leaves the unit something of what it was promised: one that has kept much of earlier
+        units would be stopped for it, and the unit begun again."""
+        while (worker := self._supervisor.find_idle(unit.stage)) is not None:
+            if worker.resting_bytes + growth.LEAST_BURST_BYTES <= unit.memory_bytes:
+                return worker
+            self._supervisor.retire(worker)
+        return None
 
     def _start_worker(self, stage: Stage) -> Worker:
         """A new worker; idle ones of other stages make room when there are many."""

@@ -209,6 +209,11 @@ class Worker:
         return self.home / "outbox"
 
     @property
+    def resting_bytes(self) -> int:
+        """What it held when it was last idle; 0: not ready yet."""
+        return self.base_bytes + self.grown_bytes
+
+    @property
     def busy(self) -> bool:
         """It has been given a unit that has not ended."""
         return self.unit != 0
