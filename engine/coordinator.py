@@ -328,7 +328,7 @@ class Coordinator:
         self._hear(0.0 if self._to_look else WAIT_SECONDS)
         self._look_after_users()
         self._say_progress()
-        if self._draining is not None and not self._going:
+        if self._draining is not None and all(going.worker.gone for going in self._going.values()):
             self._wind_up()
             return False
         return bool(self._open or self._closed or self._unheard)

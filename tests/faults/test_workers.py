@@ -164,6 +164,16 @@ def test_a_unit_is_not_blamed_for_what_its_worker_held_before(opened: Opener) ->
     assert (end.blamed, end.untouched, end.failure.reason) == (None, (0, 1), Reason.OUT_OF_MEMORY)
 
 
+def test_what_a_worker_has_started_counts_as_its_own(opened: Opener) -> None:
+    """A program that takes the memory for it is stopped with it."""
+    one = opened()
+    worker = start_ready(one)
+    give(one, worker, {"do": "glutton", "bytes": 200 * MIB}, promised_bytes=worker.base_bytes + 50 * MIB)
+    end = lost(rest(poll_to_the_end(one, worker)))
+    assert (end.blamed, end.failure.reason) == (0, Reason.OUT_OF_MEMORY)
+    assert end.peak_bytes > 200 * MIB
+
+
 def test_a_leak_of_five_megabytes_a_unit_is_stopped_without_any_loss(
     opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:

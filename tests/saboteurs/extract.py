@@ -238,6 +238,12 @@ def have_orphan(order: Mapping[str, Any], place: Place) -> Result:
     return _with_helper(int(found.stdout), order, place)
 
 
+def have_glutton(order: Mapping[str, Any], place: Place) -> NoReturn:
+    """Starts a process that takes so much memory, and takes none itself."""
+    subprocess.Popen([sys.executable, "-c", f"x = b'x' * {order['bytes']}; import signal; signal.pause()"])
+    sleep(order, place)
+
+
 def have_daemons(order: Mapping[str, Any], place: Place) -> Result:
     """Starts processes that leave the group, the session and the parent, all of them; `bare`: the environment too."""
     environment = {} if order["bare"] else dict(os.environ)
@@ -337,6 +343,7 @@ DEEDS: dict[str, Callable[[Mapping[str, Any], Place], Result]] = {
     "shout": shout,
     "child": have_child,
     "orphan": have_orphan,
+    "glutton": have_glutton,
     "daemons": have_daemons,
     "multiply": multiply,
     "swap outbox": swap_outbox,
