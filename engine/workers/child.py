@@ -190,22 +190,12 @@ def _do_item(runner: StageRunner, order: Mapping[str, Any], home: _Home) -> tupl
         return {}, Failure(reason=Reason.EXTRACTOR_ERROR, detail=printable(f"{type(error).__name__}: {error}"))
 
 
-<<<<<<< HEAD
-=======
-def _limit_memory(extra_bytes: int) -> None:
-    """A soft limit on private memory over what is in use now: most overruns become a MemoryError, which costs
-    one item, instead of a worker killed by the kernel."""
-    used = _status_bytes("VmData")
-    resource.setrlimit(resource.RLIMIT_DATA, (used + extra_bytes, resource.RLIM_INFINITY))
-
-
 def _cpu_seconds() -> float:
     """Of this process, and of the programs that it has started and waited for."""
     helpers = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + helpers.ru_utime + helpers.ru_stime
 
 
->>>>>>> bb2b1f79bcfa7a666505403de3ffd3caca86b467
 def _give_back(held_bytes: int) -> None:
     """Whoever looks at this worker now shall see what it cannot do without: less than what it has at hand."""
     if _resident_bytes() > held_bytes + _SPARE_BYTES:
