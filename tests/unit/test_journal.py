@@ -76,8 +76,10 @@ def test_a_page_that_is_left_out_is_not_touched(desk: Desk, monkeypatch: pytest.
         desk.read(pdf_of(*PAGES), "log.pdf", skip=[1, 2, 3, 4, 5, 6])
 
 
-def test_a_document_of_one_page_has_no_journal(desk: Desk) -> None:
-    """There would be nothing to keep."""
+def test_not_every_document_has_a_journal(desk: Desk) -> None:
+    """There would be nothing to keep. Nor has one that has cost no worker yet: it would cost them all some time."""
+    desk.read(pdf_of(*PAGES), "log.pdf", journal=False)
+    assert not (desk.outbox / "p7.journal").exists()
     desk.read(pdf_of(PAGES[0]), "log.pdf")
     assert find_unfinished(desk.outbox, "p7", ()) is None
     assert not (desk.outbox / "p7.journal").exists()
