@@ -48,6 +48,7 @@ from engine.model import ItemKey as ListedKey
 from engine.parts import PartStore
 from engine.pipeline import Kept, UserPipeline
 from engine.plan import Plan
+from engine.policy.peaks import Peaks
 from engine.policy.turns import Backlog, Rules, Turns
 from engine.ports import Ask, Clock, Ledger, Return, Source
 from engine.reasons import Reason
@@ -191,6 +192,8 @@ class Coordinator:
         self._open_ledger = open_ledger
         self._ledger, self._desk, self._reporter, self._clock = ledger, desk, reporter, clock
         self._plan = plan
+        #: What is known of the memory that units take. Users share it: nothing in it is anybody's.
+        self._peaks = Peaks(ledger.peaks())
         self._supervisor = Supervisor(
             spool=spool / "workers",
             book=desk,
@@ -255,6 +258,7 @@ class Coordinator:
         self._surveyor.start()
         while self._go_around():
             pass
+        self._ledger.settle(self._run, (), (), self._peaks.take_changes())
         self._say_progress(last=True)
         by_user = self._ledger.counts_by_user()
         # What others have found since we were done with a user is not of this run.
@@ -523,6 +527,8 @@ class Coordinator:
                 reporter=self._reporter,
                 work=self._work,
                 kept=known.kept,
+                peaks=self._peaks,
+                budget=lambda: self._desk.limits.memory_limit_bytes,
                 has_parts=counts.attachments > 0,
                 most_items=DEBUG_FILES if self._settings.debug_mode else None,
                 remove_nothing=self._orders.remove_nothing,
@@ -653,8 +659,8 @@ class Coordinator:
         self._supervisor.reserve(worker, number, len(unit.pieces))
         name = worker.number, number
         _log.debug(
-            "lease %s: unit %s of %s, %s orders of %s, worker %s",
-            *(lease, unit.number, unit.user, len(unit.pieces), unit.stage, worker.number),
+            "lease %s: unit %s of %s, %s orders of %s, worker %s, %s bytes promised",
+            *(lease, unit.number, unit.user, len(unit.pieces), unit.stage, worker.number, unit.memory_bytes),
         )
         going = _Going(owner=owner, unit=unit, lease=lease, worker=worker, name=name, began=self._clock.monotonic())
         self._going[name] = going
@@ -694,7 +700,7 @@ class Coordinator:
             going.worker,
             orders,
             deadlines=[piece.estimate.deadline for piece in going.unit.orders],
-            limit_bytes=going.unit.limit_bytes,
+            limit_bytes=going.unit.ceiling_bytes,
         )
 
     # --- news ---

@@ -56,13 +56,17 @@ class ChunkKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """One page, or the whole of a document that has none (number 0). `confidence` is 0 to 100, for OCR only."""
+    """One page, or the whole of a document that has none (number 0). `confidence` is 0 to 100, for OCR only.
+
+    pixels  of a page that needs OCR: of the picture, or of the sheet that it is rendered to; 0: unknown
+    """
 
     number: int
     text: str
     method: Method = Method.TEXT
     confidence: float | None = None
     needs_ocr: bool = False
+    pixels: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form, read back by `from_json`. Field by field: `asdict` takes many times as long."""
@@ -72,6 +76,7 @@ class Page:
             "method": self.method,
             "confidence": self.confidence,
             "needs_ocr": self.needs_ocr,
+            "pixels": self.pixels,
         }
 
     @staticmethod
@@ -211,6 +216,7 @@ def _page(value: object) -> Page:
         method=_enum(Method, table.get("method")),
         confidence=None if confidence is None else float(confidence),
         needs_ocr=needs_ocr,
+        pixels=_count(table, "pixels"),
     )
 
 

@@ -19,6 +19,7 @@ from engine.opening import desk_for
 from engine.plan import make_plan
 from engine.policy import estimates
 from engine.policy.estimates import Estimate
+from engine.policy.peaks import Peaks
 from engine.ports import Ask, FetchFailed, Return
 from engine.reasons import Reason
 from engine.run import spool_for
@@ -59,7 +60,9 @@ class _Reading:
         self._units = 0
 
     def read(self) -> Document | Failure:
-        guess = estimates.extraction(size_bytes=self._path.stat().st_size, ending=self._path.suffix.lower())
+        guess = self._fitted(
+            estimates.extraction(size_bytes=self._path.stat().st_size, ending=self._path.suffix.lower())
+        )
         order = {"name": self._path.name, "kind": "file"}
         done = self._do(Stage.EXTRACT, order, guess, "document")
         if isinstance(done, Failure):
@@ -68,19 +71,21 @@ class _Reading:
             document = Document.from_json(done)
         except MalformedMessage as error:
             return Failure(reason=Reason.PROTOCOL, detail=str(error))
-        wanting = [page.number for page in document.pages if page.needs_ocr]
+        wanting = {page.number: page.pixels for page in document.pages if page.needs_ocr}
         if not wanting:
             return document
         if not self._plan.ocr:
             return replace(document, notes=(*document.notes, f"{len(wanting)} pages were not read: OCR is off"))
         return self._with_ocr(document, wanting)
 
-    def _with_ocr(self, document: Document, wanting: list[int]) -> Document:
+    def _with_ocr(self, document: Document, wanting: Mapping[int, int]) -> Document:
+        """wanting: numbers of pages -> their pixels, 0 where unknown."""
         recognised: dict[int, Page] = {}
         notes = list(document.notes)
-        for number in wanting:
+        for number, pixels in wanting.items():
             order = {"media_type": document.media_type, "page": number}
-            done = self._do(Stage.OCR, order, estimates.ocr_page(), "page")
+            guess = self._fitted(estimates.ocr_page(media_type=document.media_type, pixels=pixels))
+            done = self._do(Stage.OCR, order, guess, "page")
             if not isinstance(done, Failure):
                 try:
                     recognised[number] = replace(Page.from_json(done), number=number, needs_ocr=False)
@@ -90,6 +95,10 @@ class _Reading:
             notes.append(f"page {number} could not be read: {done.reason}: {done.detail}"[:1000])
         pages = tuple(merge_page(page, recognised.get(page.number)) for page in document.pages)
         return replace(document, pages=pages, notes=tuple(notes[:MAX_NOTES]))
+
+    def _fitted(self, estimate: Estimate) -> Estimate:
+        """Nothing is learned of a single file, and nothing that was learned is looked up: the worst case will do."""
+        return estimates.fitted(estimate, peaks=Peaks(), budget_bytes=self._desk.limits.memory_limit_bytes)
 
     def _do(self, stage: Stage, order: Mapping[str, Any], estimate: Estimate, field: str) -> object:
         """One unit under one token: the JSON of the result, or the Failure."""
@@ -112,7 +121,7 @@ class _Reading:
                 self._supervisor.release(worker)
                 return error.failure
             full = {**order, "file": f"{name}.bytes", "prefix": name}
-            self._supervisor.assign(worker, [full], deadlines=[estimate.deadline], limit_bytes=estimate.limit_bytes)
+            self._supervisor.assign(worker, [full], deadlines=[estimate.deadline], limit_bytes=estimate.ceiling_bytes)
             return self._wait(worker, field)
         finally:
             self._desk.exchange(returns=[Return(lease_id=lease, cost_seconds=estimate.seconds)])

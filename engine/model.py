@@ -115,6 +115,33 @@ class Failure:
     signal: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class PeakKey:
+    """Which units are alike in what memory they take (policy/peaks.py).
+
+    kind    a word from the closed list of policy/estimates.py, never what a name or a file says
+    octave  of what predicts their size: the bits that the number takes
+    """
+
+    stage: Stage
+    kind: str
+    octave: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeakCount:
+    """What is in one bucket of observed peaks, or is to be added to it.
+
+    weight   of its samples together: newer ones weigh more; decides percentiles
+    samples  how many there ever were
+    """
+
+    key: PeakKey
+    bucket: int
+    weight: float
+    samples: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     """Top-level items of a user (or of all) by state; `attachments` are counted apart, as parts of their mails.

@@ -39,7 +39,8 @@ from engine.parts import PartStore
 from engine.plan import Plan
 from engine.policy import estimates, units
 from engine.policy.estimates import Estimate
-from engine.policy.retries import after_failure, keeps_published
+from engine.policy.peaks import Peaks, after_running_out
+from engine.policy.retries import after_failure, keeps_published, worth_another_run
 from engine.ports import Attempt, Clock, FetchFailed, ItemRecord, Ledger, Move, Source
 from engine.publishing import Publisher
 from engine.reasons import CATALOGUE, Reason
@@ -51,6 +52,7 @@ from engine.way import (
     Unit,
     Work,
     attempt_of,
+    chunking_of,
     ending_of,
     extraction_of,
     file_name_of,
@@ -88,6 +90,7 @@ class Kept:
 
     Failures are counted over the whole run, so that resting gives nobody a further try.
 
+    page_troubles  why the last page of an item was given up
     taken    items that a trial reads
     fresh    items that are read again though they are known
     lost     pages that are not read again, since they have cost workers
@@ -96,6 +99,7 @@ class Kept:
     """
 
     page_failures: dict[tuple[ItemId, int], int] = field(default_factory=dict)
+    page_troubles: dict[ItemId, Failure] = field(default_factory=dict)
     text_failures: dict[bytes, int] = field(default_factory=dict)
     index_failures: int = 0
     lost: LostPages = field(default_factory=LostPages)
@@ -129,6 +133,8 @@ class UserPipeline:
         reporter: Reporter,
         work: Work,
         kept: Kept,
+        peaks: Peaks,
+        budget: Callable[[], int],
         has_parts: bool,
         most_items: int | None = None,
         remove_nothing: bool = False,
@@ -136,6 +142,8 @@ class UserPipeline:
     ) -> None:
         """has_parts: the ledger knows attachments of this user's items. kept: from the turn before.
 
+        peaks: what is known of the memory that units take, of all users of the run. budget: bytes that all units
+        together may be promised now; 0: no limit.
         only: work on the items of these sources; empty for all.
         most_items, remove_nothing: a trial, which reads so many items and takes none out of the index.
         """
@@ -143,6 +151,7 @@ class UserPipeline:
         self._run, self._plan, self._ledger, self._writer = run, plan, ledger, writer
         self._sources, self._parts, self._clock, self._reporter, self._work = sources, parts, clock, reporter, work
         self._kept, self._has_parts, self._most_items, self._only = kept, has_parts, most_items, only
+        self._peaks, self._budget = peaks, budget
         #: Pending items that a trial does not read.
         self._left_out: set[ItemId] = set()
         self._items: dict[ItemId, Item] = {}
@@ -187,7 +196,7 @@ class UserPipeline:
             case Stage.OCR:
                 pieces = self._take_pages()
             case Stage.CHUNK:
-                pieces = self._take(self._to_chunk, Stage.CHUNK, self._chunk_estimate)
+                pieces = self._take(self._to_chunk, Stage.CHUNK, chunking_of)
             case _:
                 pieces = self._take_texts()
         # Without pieces the queue held only items that are no longer on their way: look again.
@@ -294,8 +303,9 @@ class UserPipeline:
         item.extract, item.media_type, item.kind = version, document.media_type, document.kind
         item.title, item.facts = document.title, document.facts
         item.chars = sum(len(page.text) for page in document.pages)
-        wanting = {page.number for page in document.pages if page.needs_ocr}
-        item.pages_left = wanting - set(self._writer.pages(item.content)) if self._plan.ocr and wanting else set()
+        wanting = {page.number: page.pixels for page in document.pages if page.needs_ocr}
+        known = self._writer.pages(item.content) if self._plan.ocr and wanting else wanting
+        item.pages_left = {number: pixels for number, pixels in wanting.items() if number not in known}
         unread = bool(wanting) and not self._plan.ocr
         item.partial = unread or any(note.startswith("partial:") for note in document.notes)
 
@@ -306,8 +316,8 @@ class UserPipeline:
         return unit
 
     def _take(self, queue: deque[Item], stage: Stage, estimate: Callable[[Item], Estimate]) -> list[Piece]:
-        """The next orders of a queue; an item that was suspect once goes alone."""
-        while queue and not self._is_live(queue[0]):
+        """The next orders of a queue; an item that was suspect once goes alone, one that can never be done fails."""
+        while queue and not (self._is_live(queue[0]) and self._can_fit(queue[0], stage, estimate(queue[0]))):
             queue.popleft()
         if not queue:
             return []
@@ -315,15 +325,28 @@ class UserPipeline:
         count = 1 if queue[0].record.alone else units.take(stage, (guess.seconds for guess in guesses))
         pieces: list[Piece] = []
         for guess in guesses[:count]:
-            if pieces and queue[0].record.alone:
+            alone = queue[0].record.alone
+            if pieces and (alone or self._refusal(guess) is not None):
                 break
             item = queue.popleft()
             if self._is_live(item):
-                pieces.append(Piece(item=item, estimate=guess))
+                pieces.append(Piece(item=item, estimate=self._fitted(guess, alone=alone)))
         return pieces
 
-    def _chunk_estimate(self, item: Item) -> Estimate:
-        return estimates.chunking(chars=item.chars, failures=item.record.attempts)
+    def _fitted(self, estimate: Estimate, *, alone: bool = False) -> Estimate:
+        return estimates.fitted(estimate, peaks=self._peaks, budget_bytes=self._budget(), alone=alone)
+
+    def _refusal(self, estimate: Estimate) -> Failure | None:
+        return estimates.refusal(estimate, self._budget())
+
+    def _can_fit(self, item: Item, stage: Stage, estimate: Estimate) -> bool:
+        """False: no machine with this budget can do it, and the item has failed, before anything was tried."""
+        failure = self._refusal(estimate)
+        if failure is None:
+            return True
+        self._attempts.append(attempt_of(item.record.id, stage, "", failure, Cost(began=self._clock.now())))
+        self._settle(item, ItemState.FAILED, failure)
+        return False
 
     def _take_pages(self) -> list[Piece]:
         """Pages of one item, whose file is then copied once."""
@@ -332,16 +355,18 @@ class UserPipeline:
         if not self._to_ocr:
             return []
         item, first = self._to_ocr[0]
-        failures = self._kept.page_failures.get((item.record.id, first), 0)
-        guess = estimates.ocr_page(failures=failures)
-        count = 1 if failures or item.record.alone else units.take(Stage.OCR, (guess.seconds for _ in self._to_ocr))
+        alone = item.record.alone or (item.record.id, first) in self._kept.page_failures
+        seconds = estimates.ocr_page(media_type=item.media_type).seconds
+        count = 1 if alone else units.take(Stage.OCR, (seconds for _ in self._to_ocr))
         pieces: list[Piece] = []
         while self._to_ocr and len(pieces) < count and self._to_ocr[0][0] is item:
             page = self._to_ocr[0][1]
             if pieces and (item.record.id, page) in self._kept.page_failures:
                 break
             self._to_ocr.popleft()
-            pieces.append(Piece(item=item, page=page, content=item.content, estimate=guess))
+            guess = estimates.ocr_page(media_type=item.media_type, pixels=item.pages_left.get(page, 0))
+            estimate = self._fitted(guess, alone=alone)
+            pieces.append(Piece(item=item, page=page, content=item.content, estimate=estimate))
         return pieces
 
     def _take_texts(self) -> list[Piece]:
@@ -359,7 +384,8 @@ class UserPipeline:
         for known, _ in chosen:
             del self._texts[known]
         estimate = estimates.embedding(texts=len(chosen), embedder=self._plan.embedder)
-        return [Piece(texts=tuple(chosen), estimate=estimate)]
+        alone = any(known in self._kept.text_failures for known, _ in chosen)
+        return [Piece(texts=tuple(chosen), estimate=self._fitted(estimate, alone=alone))]
 
     def _index_unit(self) -> Unit | None:
         if self._index_asked:
@@ -368,7 +394,16 @@ class UserPipeline:
         plan = self._writer.faiss_plan()
         if plan is None:
             return None
-        return self._unit(Stage.INDEX, [Piece(estimate=estimates.indexing(vectors=plan.count, dim=self._plan.dim))])
+        estimate = estimates.indexing(vectors=plan.count, dim=self._plan.dim)
+        refusal = self._refusal(estimate)
+        if refusal is not None:
+            self._say_no_faiss(refusal)
+            return None
+        return self._unit(Stage.INDEX, [Piece(estimate=self._fitted(estimate, alone=self._kept.index_failures > 0))])
+
+    def _say_no_faiss(self, failure: Failure) -> None:
+        said = f"{self.user}: the FAISS file was not built ({failure.detail}); search scans instead"
+        self._reporter.say(Notice(said))
 
     # --- a unit begins ---
 
@@ -463,7 +498,7 @@ class UserPipeline:
             if copy.fingerprint:
                 item.record = replace(item.record, fingerprint=copy.fingerprint)
             item.content = ""
-            item.pages_left = set()
+            item.pages_left = {}
             self._to_extract.append(item)
             return
         for index, piece in enumerate(unit.pieces):
@@ -631,7 +666,7 @@ class UserPipeline:
         if piece.content != item.content or page.number not in item.pages_left:
             return  # Of bytes that are no longer the item's, or known from a twin of it by now.
         self._writer.save_pages(item.content, {page.number: json.dumps(page.to_json()).encode()})
-        item.pages_left.discard(page.number)
+        del item.pages_left[page.number]
         self._kept.page_failures.pop((item.record.id, page.number), None)
         if not item.pages_left and item.record.id in self._items:
             self._go_on(item)
@@ -653,7 +688,7 @@ class UserPipeline:
             return True
         pages = {number: Page.from_json(json.loads(body)) for number, body in recognised.items()}
         document = Document.from_json(json.loads(stored))
-        left = {page.number for page in document.pages if page.needs_ocr} - pages.keys()
+        left = {page.number: page.pixels for page in document.pages if page.needs_ocr and page.number not in pages}
         if left:
             # A twin with the same bytes was extracted meanwhile, and its document took the place of ours.
             item.pages_left = left
@@ -666,8 +701,11 @@ class UserPipeline:
         notes = document.notes
         if lost:
             notes = (*notes[: MAX_NOTES - 2], f"partial: the pages {', '.join(map(str, lost[:20]))} could not be read")
+            trouble = self._kept.page_troubles.pop(item.record.id, None)
             if len(lost) == len(document.pages) and not any(page.text.strip() for page in merged):
-                self._settle(item, ItemState.FAILED, Failure(reason=Reason.OCR_FAILED, detail="no page could be read"))
+                why = f": {trouble.reason}: {trouble.detail}" if trouble is not None else ""
+                failure = Failure(reason=Reason.OCR_FAILED, detail=f"no page could be read{why}")
+                self._settle(item, ItemState.FAILED, failure)
                 return False
         whole = cut_to_limit(replace(document, pages=merged, notes=notes))
         self._writer.save_document(item.content, item.extract, json.dumps(whole.to_json()).encode())
@@ -780,9 +818,7 @@ class UserPipeline:
                 self._kept.index_failures += 1
                 self._index_asked = self._kept.index_failures > 1
                 if self._index_asked:
-                    self._reporter.say(
-                        Notice(f"{self.user}: the FAISS file was not built ({failure.detail}); search scans instead")
-                    )
+                    self._say_no_faiss(failure)
             case _:
                 self._item_failed(unit, piece, failure, unfinished)
 
@@ -813,16 +849,17 @@ class UserPipeline:
         assert item is not None
         if item.record.id not in self._items or piece.content != item.content:
             return
-        if failure.reason in (Reason.OCR_LANGUAGE_MISSING, Reason.DISK_FULL):
-            # No other page will fare better, and another run may read this one.
-            self._settle(item, ItemState.FAILED, failure)
-            return
         name = (item.record.id, piece.page)
         self._kept.page_failures[name] = self._kept.page_failures.get(name, 0) + 1
         verdict = after_failure(failure, attempts=self._kept.page_failures[name], alone=len(unit.orders) == 1)
         if verdict.retry:
             self._to_ocr.append((item, piece.page))
             return
+        if worth_another_run(failure.reason):
+            # Not the page's fault: another run may read it, and goes on with the pages that are there.
+            self._settle(item, ItemState.FAILED, failure)
+            return
+        self._kept.page_troubles[item.record.id] = failure
         self._recognised(piece, Page(number=piece.page, text="", method=Method.NONE))
 
     def _texts_failed(self, piece: Piece, failure: Failure) -> None:
@@ -889,11 +926,12 @@ class UserPipeline:
     # --- commits ---
 
     def flush(self) -> None:
-        """Tell the ledger of attempts and moves."""
+        """Tell the ledger of attempts and moves, and of what was learned meanwhile of the memory that units take."""
         if self._attempts or self._moves:
             attempts, self._attempts = self._attempts, []
             moves, self._moves = self._moves, []
-            self._ledger.settle(self._run, attempts, moves)
+            # What was learned rides along: without an attempt there is nothing that is worth a transaction of its own.
+            self._ledger.settle(self._run, attempts, moves, self._peaks.take_changes())
             self.moved = self.moved or bool(moves)
 
     def flush_if_due(self) -> None:
@@ -947,6 +985,7 @@ class UserPipeline:
         """
         page = piece.page if unit.stage is Stage.OCR else page
         part = f"page {page}" if page is not None else ""
+        self._learn(piece.estimate, failure, cost)
         if failure is not None:
             self._noted_at = -math.inf
         if piece.item is not None:
@@ -954,6 +993,25 @@ class UserPipeline:
         elif failure is not None and piece.texts:
             for item in self._wanted.get(piece.texts[0][0], ())[:1]:
                 self._attempts.append(attempt_of(item.record.id, unit.stage, part, failure, cost))
+
+    def _learn(self, estimate: Estimate, failure: Failure | None, cost: Cost) -> None:
+        """What the order took says what others of its kind will take.
+
+        One that failed for another reason was not read, and says nothing. One that ran out of its whole ceiling is to
+        be set aside; were it counted, a few such files would make everybody's small ones large.
+        """
+        if estimate.key is None:
+            return
+        now = self._clock.now()
+        if failure is None and cost.peak_bytes:
+            self._peaks.learn(estimate.key, cost.peak_bytes, now)
+        elif (
+            failure is not None
+            and failure.reason is Reason.OUT_OF_MEMORY
+            and estimate.memory_bytes < estimate.ceiling_bytes
+        ):
+            needed = after_running_out(cost.peak_bytes or estimate.memory_bytes)
+            self._peaks.learn(estimate.key, needed, now)
 
 
 def _write(target: Path, data: bytes) -> None:

@@ -24,6 +24,7 @@ from engine.model import (
     Lane,
     LeaseId,
     Listed,
+    PeakCount,
     RunId,
     SourceId,
     Stage,
@@ -439,8 +440,17 @@ class Ledger(Protocol):
         """The items of these keys with their attachments, parents before their parts."""
         ...
 
-    def settle(self, run: RunId, attempts: Sequence[Attempt], moves: Sequence[Move]) -> None:
-        """Attempts and state moves of many items, in one transaction. Unknown (since removed) items are passed over."""
+    def settle(
+        self, run: RunId, attempts: Sequence[Attempt], moves: Sequence[Move], peaks: Sequence[PeakCount] = ()
+    ) -> None:
+        """Attempts and state moves of many items, in one transaction. Unknown (since removed) items are passed over.
+
+        peaks: what was learned meanwhile of the memory that units take, added to what is there.
+        """
+        ...
+
+    def peaks(self) -> list[PeakCount]:
+        """All that was learned of the memory that units take, in any run of any process."""
         ...
 
     def published(

@@ -112,7 +112,10 @@ CATALOGUE: dict[Reason, Entry] = {
         False, True, "A language of NIGHTMILL_OCR_LANGUAGES has no data.", "Install the language's tessdata package."
     ),
     Reason.OUT_OF_MEMORY: Entry(
-        False, True, "Reading it took more memory than it was given, twice.", "Raise NIGHTMILL_MEMORY_LIMIT."
+        False,
+        True,
+        "Reading it took more memory than it was given, twice, or surely takes more than there is.",
+        "Raise NIGHTMILL_MEMORY_LIMIT.",
     ),
     Reason.DEADLINE: Entry(
         False, True, "Reading it took more time than is reasonable for its size.", "Split the document, or exclude it."

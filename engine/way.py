@@ -36,7 +36,10 @@ class Work:
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """An item on its way: small, whatever the size of its document."""
+    """An item on its way: small, whatever the size of its document.
+
+    pages_left  pages that wait for OCR -> their pixels, 0 where unknown
+    """
 
     record: ItemRecord
     content: str = ""
@@ -47,7 +50,7 @@ class Item:
     facts: Mapping[str, str] = field(default_factory=dict)
     chars: int = 0
     partial: bool = False
-    pages_left: set[int] = field(default_factory=set)
+    pages_left: dict[int, int] = field(default_factory=dict)
     missing: set[bytes] = field(default_factory=set)
 
     @property
@@ -92,9 +95,9 @@ class Unit:
         return max(piece.estimate.memory_bytes for piece in self.pieces)
 
     @property
-    def limit_bytes(self) -> int:
-        """What the worker may use before it meets an error; 0: no limit."""
-        return max(piece.estimate.limit_bytes for piece in self.pieces)
+    def ceiling_bytes(self) -> int:
+        """What it may take in the end, worker included."""
+        return max(piece.estimate.ceiling_bytes for piece in self.pieces)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +127,13 @@ def attempt_of(item: ItemId, stage: Stage, part: str, failure: Failure | None, c
 def extraction_of(item: Item) -> Estimate:
     """What extracting the item is expected to take."""
     record = item.record
-    return estimates.extraction(size_bytes=record.size_bytes, ending=ending_of(record), failures=record.attempts)
+    is_mail = record.kind is Kind.MAIL
+    return estimates.extraction(size_bytes=record.size_bytes, ending=ending_of(record), is_mail=is_mail)
+
+
+def chunking_of(item: Item) -> Estimate:
+    """What cutting its document is expected to take."""
+    return estimates.chunking(chars=item.chars)
 
 
 def ending_of(record: ItemRecord) -> str:

@@ -130,7 +130,19 @@ _FIRST: Final = (
     END""",
 )
 
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_FIRST,)
+_PEAKS: Final = (
+    """CREATE TABLE peaks (
+        stage TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        octave INTEGER NOT NULL,
+        bucket INTEGER NOT NULL,
+        weight REAL NOT NULL,
+        samples INTEGER NOT NULL,
+        PRIMARY KEY (stage, kind, octave, bucket)
+    ) WITHOUT ROWID""",
+)
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_FIRST, _PEAKS)
 #: The number of the schema that this release writes.
 SCHEMA: Final = len(MIGRATIONS)
 

@@ -35,7 +35,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from engine.errors import NightmillError, UsageError
 from engine.ledger.database import open_database
 from engine.ledger.listing import Change, SqlListing, clean, compare_parts, depart
-from engine.ledger.tables import attempts, departed, items, runs, sources, tallies, users
+from engine.ledger.tables import attempts, departed, items, peaks, runs, sources, tallies, users
 from engine.model import (
     Counts,
     Failure,
@@ -45,6 +45,8 @@ from engine.model import (
     ItemState,
     Kind,
     Listed,
+    PeakCount,
+    PeakKey,
     RunId,
     SourceId,
     Stage,
@@ -227,15 +229,30 @@ class SqlLedger:
             rows = connection.execute(_TREES_OF_KEYS, {"source": source, "keys": json.dumps(keys)})
             return [_item(row) for row in rows]
 
-    def settle(self, run: RunId, attempts: Sequence[Attempt], moves: Sequence[Move]) -> None:
+    def settle(
+        self, run: RunId, attempts: Sequence[Attempt], moves: Sequence[Move], peaks: Sequence[PeakCount] = ()
+    ) -> None:
         """Attempts and state moves of many items, in one transaction. Unknown (since removed) items are passed over.
+
+        peaks: what was learned meanwhile of the memory that units take, added to what is there. It is of nobody:
+        removing a user, or items, leaves it as it is.
 
         Raises NightmillError, and keeps nothing, for a move that lifecycle.py does not list, or whose failure does
         not fit its state: a skip for SKIPPED, a failure for FAILED and QUARANTINED.
         """
-        if attempts or moves:
+        if attempts or moves or peaks:
             with self._database.write() as connection:
                 self._settle(connection, run, attempts, moves, None)
+                _execute_many(connection, _ADD_PEAK, [_peak_row(count) for count in peaks])
+
+    def peaks(self) -> list[PeakCount]:
+        """All that was learned of the memory that units take, in any run of any process.
+
+        Nothing in it is a user's: stage, type of file from a closed list, and sizes within a factor of two. After
+        `users erase` these numbers are all that is left of what a user's files have taught.
+        """
+        with self._database.read() as connection:
+            return [_peak(row) for row in connection.execute(select(peaks))]
 
     def published(
         self,
@@ -593,6 +610,16 @@ def _attempt(row: Row[Any]) -> Attempt:
     )
 
 
+def _peak(row: Row[Any]) -> PeakCount:
+    key = PeakKey(Stage(row.stage), row.kind, row.octave)
+    return PeakCount(key=key, bucket=row.bucket, weight=row.weight, samples=row.samples)
+
+
+def _peak_row(count: PeakCount) -> tuple[Any, ...]:
+    key = count.key
+    return key.stage.value, key.kind, key.octave, count.bucket, count.weight, count.samples
+
+
 def _attempt_row(run: RunId, attempt: Attempt) -> tuple[Any, ...]:
     failure = attempt.failure
     return (
@@ -743,6 +770,12 @@ _ADD_ATTEMPT: Final = (
     "INSERT INTO attempts"
     " (item_id, run_id, stage, part, reason, detail, signal, started, seconds, cpu_seconds, peak_bytes)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+#: Nothing is read before: another process may add to the same row between two of our own additions.
+_ADD_PEAK: Final = (
+    "INSERT INTO peaks (stage, kind, octave, bucket, weight, samples) VALUES (?, ?, ?, ?, ?, ?)"
+    " ON CONFLICT (stage, kind, octave, bucket) DO UPDATE"
+    " SET weight = weight + excluded.weight, samples = samples + excluded.samples"
 )
 _TRIM_ATTEMPTS: Final = (
     "DELETE FROM attempts WHERE item_id = ? AND id <="  # noqa: S608 - a number of ours

@@ -6,6 +6,8 @@
       +--< tallies   items by state, kept exact by the triggers below
       +--< departed  what left the ledger and the index may still hold
 
+    peaks   what units of a kind have taken of the memory (policy/peaks.py); of no user, no item and no name
+
 Rule: this is today's schema; `migrations.py` is the way to it, and a test compares the two. Ids are never used again
 (AUTOINCREMENT): an index may still speak of a source that is gone. Text and numbers only; JSON where there are many.
 """
@@ -140,6 +142,20 @@ departed = Table(
     Column("user_id", Integer, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
     Column("source_id", Integer, primary_key=True),
     Column("key", Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+# Adding is all that is done to a row, so that several processes add to the same ones. When a user is erased, what its
+# files have taught stays: numbers by stage, type of file from a closed list, and size within a factor of two.
+peaks = Table(
+    "peaks",
+    metadata,
+    Column("stage", Text, primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("octave", Integer, primary_key=True),
+    Column("bucket", Integer, primary_key=True),
+    Column("weight", REAL, nullable=False),
+    Column("samples", Integer, nullable=False),
     sqlite_with_rowid=False,
 )
 

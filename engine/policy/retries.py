@@ -38,14 +38,12 @@ class Verdict:
     """What becomes of the item in this run.
 
     retry        try once more; otherwise it has failed
-    alone        with nothing else in its unit
-    more_memory  with a larger reservation
+    alone        with nothing else in its unit, and promised all the memory that it may ever take
     quarantine   set aside: only a new fingerprint or `failures retry` brings it back
     """
 
     retry: bool = False
     alone: bool = False
-    more_memory: bool = False
     quarantine: bool = False
 
 
@@ -56,7 +54,7 @@ def after_failure(failure: Failure, *, attempts: int, alone: bool) -> Verdict:
     if failure.reason in OWN_DOING:
         # Twice alone condemns; a third time condemns in any case, so that this ends whatever is said about `alone`.
         condemned = (attempts >= 2 and alone) or attempts >= 3
-        return Verdict(quarantine=True) if condemned else Verdict(retry=True, alone=True, more_memory=True)
+        return Verdict(quarantine=True) if condemned else Verdict(retry=True, alone=True)
     if failure.reason is Reason.KILLED and attempts < KILLS_ALLOWED:
         return Verdict(retry=True, alone=True)
     return Verdict()

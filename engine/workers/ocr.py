@@ -19,17 +19,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from engine.document import MAX_TEXT_CHARS, Method, Page
 from engine.ports import Place, StageFailed
 from engine.reasons import Reason
-from engine.workers.reading import clean, tidy, told
+from engine.workers.reading import MAX_SHEET_PIXELS, PAGE_DPI, clean, tidy, told
 from engine.workers.tessdata import find_tessdata
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: Resolution that pages are rendered at, and that pictures which say they are finer are reduced to. At 300 dpi noisy
-#: pages take twice as long, and the errors are as many (48 pages: 2.66 % of the characters there, 2.65 % here).
-PAGE_DPI: Final = 200
-#: Pixels of one sheet. A4 at 200 dpi has 3.9 million, A3 at 300 dpi 17 million; giant pages get a lower resolution.
-MAX_SHEET_PIXELS: Final = 20_000_000
 #: Below this resolution letters are too few pixels high: enlarged, clean pages of 100 dpi have 0.02 % errors instead of
 #: 3.4. Only where the picture says so and is small, as cameras write 72 dpi on anything; receipts of unknown resolution
 #: get worse (31 -> 40 %).

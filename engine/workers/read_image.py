@@ -54,15 +54,17 @@ def read(material: Material) -> Document:
         pages, notes = [], []
         for index in range(count):
             try:
-                legible, note = _check_frame(image, index)
+                pixels, note = _check_frame(image, index)
             except StageFailed as error:
                 if index == 0 or error.failure.reason is not Reason.DAMAGED:
                     raise
                 notes.append(f"pages {index + 1} to {count} could not be read: {error.failure.detail}")
                 break
             notes += [note] if note else []
-            needs_ocr = legible and material.ocr
-            pages.append(Page(number=index + 1, text="", method=Method.NONE, needs_ocr=needs_ocr))
+            needs_ocr = pixels > 0 and material.ocr
+            pages.append(
+                Page(number=index + 1, text="", method=Method.NONE, needs_ocr=needs_ocr, pixels=pixels * needs_ocr)
+            )
             material.place.progress(index + 1, count)
         facts = {"size": size, "date": _date(image)}
     if not material.ocr:
@@ -135,8 +137,11 @@ def _refuse_large(image: Image.Image) -> None:
         )
 
 
-def _check_frame(image: Image.Image, index: int) -> tuple[bool, str]:
-    """Whether anything legible fits into the frame, and a note when not all of it is there. Raises StageFailed."""
+def _check_frame(image: Image.Image, index: int) -> tuple[int, str]:
+    """The frame's pixels, 0 when nothing legible fits into it, and a note when not all of it is there.
+
+    Raises StageFailed.
+    """
     seek_frame(image, index)
     width, height = image.size
     try:
@@ -147,7 +152,7 @@ def _check_frame(image: Image.Image, index: int) -> tuple[bool, str]:
         raise _damaged(error, f"frame {index + 1}" if index else "the picture") from error
     rows = height * found.height // image.height
     note = "" if whole else f"partial: the picture ends early, {rows} of its {height} rows are there"
-    return min(width, height) >= MIN_SIDE, note
+    return width * height if min(width, height) >= MIN_SIDE else 0, note
 
 
 def _frame_count(image: Image.Image) -> int:

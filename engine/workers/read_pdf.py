@@ -18,7 +18,7 @@ from engine.document import MAX_PAGES, MAX_PARTS, Document, Method, Page
 from engine.ports import StageFailed
 from engine.reasons import Reason
 from engine.workers.journal import Journal
-from engine.workers.reading import Budget, Material, Parts, clean, tidy, told
+from engine.workers.reading import Budget, Material, Parts, clean, sheet_pixels, tidy, told
 from engine.workers.types import HEAD_BYTES, media_type_of
 
 #: Measured on 220 labelled pages, all of them decided rightly: a page needs OCR when images cover at least half of it
@@ -156,6 +156,7 @@ def _page(pdf: Any, index: int, state: _Reading, ocr: bool) -> Page:
         text=text,
         method=Method.TEXT if text else Method.NONE,
         needs_ocr=needs_ocr and ocr,
+        pixels=sheet_pixels(page.rect.width, page.rect.height) if needs_ocr and ocr else 0,
     )
 
 

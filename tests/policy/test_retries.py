@@ -35,8 +35,8 @@ def test_every_item_comes_to_an_end(reason: Reason) -> None:
 
 @pytest.mark.parametrize("reason", sorted(OWN_DOING))
 def test_a_workers_own_death_is_tried_once_more_alone_then_set_aside(reason: Reason) -> None:
-    """The first time again, alone and with more memory; the second time quarantine."""
-    again = Verdict(retry=True, alone=True, more_memory=True)
+    """The first time again, alone and with all memory; the second time quarantine."""
+    again = Verdict(retry=True, alone=True)
     assert after_failure(Failure(reason=reason), attempts=1, alone=False) == again
     assert after_failure(Failure(reason=reason), attempts=2, alone=True) == Verdict(quarantine=True)
 
@@ -66,7 +66,7 @@ def test_the_next_run_tries_what_may_have_passed() -> None:
 @pytest.mark.parametrize("reason", sorted(OWN_DOING))
 def test_nobody_is_condemned_on_suspicion_alone(reason: Reason) -> None:
     """A second death among others is one more suspicion and gets its turn alone; a third condemns in any case."""
-    again = Verdict(retry=True, alone=True, more_memory=True)
+    again = Verdict(retry=True, alone=True)
     assert after_failure(Failure(reason=reason), attempts=1, alone=True) == again
     assert after_failure(Failure(reason=reason), attempts=2, alone=False) == again
     assert after_failure(Failure(reason=reason), attempts=3, alone=False) == Verdict(quarantine=True)
@@ -79,7 +79,6 @@ def test_more_attempts_never_win_back_what_was_lost(reason: Reason, attempts: in
     later = after_failure(Failure(reason=reason), attempts=attempts + 1, alone=alone)
     assert verdict.retry or not later.retry
     assert verdict.alone == verdict.retry
-    assert not verdict.more_memory or verdict.retry
     assert not (reason is Reason.KILLED and verdict.quarantine)
 
 

@@ -199,6 +199,7 @@ def test_resting_gives_a_deadly_page_no_further_try(
         for item in ledger.failures(states=(ItemState.FAILED,)):
             tries = [attempt for attempt in ledger.attempts(item.id) if attempt.stage is Stage.OCR]
             assert item.reason is Reason.OCR_FAILED
+            assert "crashed: its worker was ended by SIGSEGV" in item.detail
             assert all(attempt.failure and attempt.failure.reason is Reason.CRASHED for attempt in tries)
             # Two pages; see policy/retries.py.
             assert len(tries) <= 2 * 3

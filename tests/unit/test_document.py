@@ -24,6 +24,7 @@ _pages = st.builds(
     method=st.sampled_from(Method),
     confidence=st.none() | st.floats(0, 100),
     needs_ocr=st.booleans(),
+    pixels=_count,
 )
 _files = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True)
 _parts = st.builds(Part, name=_line, media_type=_line, file=_files, size_bytes=_count)
@@ -42,7 +43,7 @@ _chunks = st.builds(Chunk, kind=st.sampled_from(ChunkKind), text=_body, keywords
 #: What JSON can say, and a little more; names of fields come often, so that deeper levels are reached.
 _NAMES = (
     *("kind", "media_type", "title", "pages", "parts", "facts", "notes", "number", "text", "method", "confidence"),
-    *("needs_ocr", "name", "file", "size_bytes", "keywords", "page"),
+    *("needs_ocr", "pixels", "name", "file", "size_bytes", "keywords", "page"),
 )
 _leaves = (
     st.none()

@@ -27,6 +27,8 @@ def test_a_picture_is_one_page_that_waits_for_ocr(desk: Desk, file_format: str) 
     assert [(page.number, page.text, page.method) for page in document.pages] == [(1, "", Method.NONE)]
     assert numbers(document.pages) == [1]
     assert document.facts["size"] == "900 x 200 pixels"
+    # Also of a JPEG, of which only an eighth is decoded here.
+    assert document.pages[0].pixels == 900 * 200
     assert document.title == f"scan.{file_format.lower()}"
 
 

@@ -35,6 +35,8 @@ def test_ocr_is_decided_page_by_page(desk: Desk) -> None:
     document = desk.read(pdf_of(PROSE, SCAN, None, SCAN, PROSE), "mixed.pdf")
     assert numbers(document.pages) == [2, 4]
     assert desk.result["needs_ocr"] == [2, 4]
+    # 400 x 500 points, at 200 dpi; what is not to be recognised has no sheet.
+    assert [page.pixels for page in document.pages][:2] == [0, int(400 * 500 * (200 / 72) ** 2)]
     assert document.pages[2].method is Method.NONE
     assert not document.notes
 

@@ -33,6 +33,8 @@ from engine.model import (
     ItemKey,
     ItemState,
     Listed,
+    PeakCount,
+    PeakKey,
     RunId,
     SourceId,
     Stage,
@@ -108,6 +110,12 @@ def item(ledger: SqlLedger, name: str) -> ItemRecord:
 def index(ledger: SqlLedger, *names: str, generation: int = 1, user: UserId = ANN) -> None:
     """Publish these items."""
     ledger.published(RUN, user, generation, [Move(item=item(ledger, name).id, state=INDEXED) for name in names])
+
+
+def peak(*, kind: str = "pdf", bucket: int = 40, weight: float = 1.0, samples: int = 1) -> PeakCount:
+    """So many samples of what extracting a megabyte took."""
+    key = PeakKey(Stage.EXTRACT, kind, 20)
+    return PeakCount(key=key, bucket=bucket, weight=weight, samples=samples)
 
 
 def rows_of(ledger: SqlLedger, query: str) -> list[Any]:
@@ -195,18 +203,36 @@ def test_a_migration_that_breaks_off_leaves_the_file_as_it_was(
     with open_ledger(path, clock) as opened:
         opened.add_user(ANN, [])
     better = ("CREATE TABLE extra (id INTEGER)",)
-    monkeypatch.setattr("engine.ledger.migrations.SCHEMA", 2)
+    monkeypatch.setattr("engine.ledger.migrations.SCHEMA", SCHEMA + 1)
     monkeypatch.setattr("engine.ledger.migrations.MIGRATIONS", (*MIGRATIONS, (*better, "CREATE nonsense")))
     with pytest.raises(Exception, match="nonsense"):
         open_ledger(path, clock)
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
         assert not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'extra'").fetchall()
     monkeypatch.setattr("engine.ledger.migrations.MIGRATIONS", (*MIGRATIONS, better))
     with open_ledger(path, clock) as opened:
-        assert rows_of(opened, "PRAGMA user_version") == [(2,)]
+        assert rows_of(opened, "PRAGMA user_version") == [(SCHEMA + 1,)]
         assert rows_of(opened, "SELECT * FROM extra") == []
         assert opened.find_user(ANN) is not None
+
+
+def test_a_ledger_of_the_first_release_is_brought_up_to_date(tmp_path: Path, clock: HandClock) -> None:
+    """Its users and items are there as they were; what it could not know is empty, and can be learned."""
+    path = tmp_path / "ledger.db"
+    with closing(sqlite3.connect(path)) as connection:
+        for statement in MIGRATIONS[0]:
+            connection.execute(statement)
+        connection.execute("INSERT INTO users VALUES (7, 'ann', 1.0, 3, 5.0, 'stamp', 'versions', 9.0)")
+        connection.execute("INSERT INTO sources VALUES (8, 7, 'folder:/home/ann', '', NULL, '', 0, NULL)")
+        connection.execute("PRAGMA user_version = 1")
+        connection.commit()
+    with open_ledger(path, clock) as opened:
+        assert rows_of(opened, "PRAGMA user_version") == [(SCHEMA,)]
+        assert [(user.name, user.generation, user.done) for user in opened.users()] == [(ANN, 3, 9.0)]
+        assert opened.peaks() == []
+        opened.settle(RUN, [], [], [peak(samples=2)])
+        assert opened.peaks() == [peak(samples=2)]
 
 
 def _damage(path: Path) -> None:
@@ -872,6 +898,30 @@ def test_only_the_latest_attempts_are_kept(ledger: SqlLedger) -> None:
         ledger.settle(RUN, [replace(one, started=float(number))], [])
     assert [attempt.started for attempt in ledger.attempts(a)] == [float(number) for number in range(15, 65)]
     assert len(ledger.attempts(b)) == 1
+
+
+def test_what_processes_learn_is_added_up(ledger: SqlLedger, clock: HandClock) -> None:
+    """Neither has read what the other wrote, and nothing of either is lost; huge and tiny weights keep their value."""
+    ledger.settle(RUN, [], [], [peak(), peak(bucket=41, weight=2.0**900), peak(kind="docx", weight=2.0**-900)])
+    with open_ledger(ledger._database.path, clock) as other:
+        other.settle(RUN, [], [], [peak(weight=0.5, samples=3)])
+    ledger.settle(RUN, [], [], [peak(weight=0.25)])
+    assert sorted(ledger.peaks(), key=repr) == sorted(
+        [
+            peak(weight=1.75, samples=5),
+            peak(bucket=41, weight=2.0**900),
+            peak(kind="docx", weight=2.0**-900),
+        ],
+        key=repr,
+    )
+    assert writes(ledger, lambda: ledger.settle(RUN, [], [], [])) == 0
+
+
+def test_what_was_learned_outlives_its_user_as_numbers(ledger: SqlLedger) -> None:
+    """A table without user, item or name: stage, type and size class, and how often."""
+    ledger.settle(RUN, [], [], [peak()])
+    ledger.remove_user(ANN)
+    assert rows_of(ledger, "SELECT * FROM peaks") == [("extract", "pdf", 20, 40, 1.0, 1)]
 
 
 @pytest.mark.parametrize(

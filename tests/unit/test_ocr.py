@@ -17,7 +17,7 @@ from engine.document import Method, Page
 from engine.errors import MalformedMessage
 from engine.ports import StageFailed
 from engine.reasons import Reason
-from engine.workers import ocr
+from engine.workers import ocr, reading
 from engine.workers.tessdata import find_tessdata, tessdata_folders
 from tests.unit.extraction import drawing, encoded, pdf_of
 
@@ -170,8 +170,8 @@ def test_a_giant_page_is_rendered_within_bounds(reader: Reader) -> None:
     pdf.new_page(width=14_400, height=14_400)
     reader.put(pdf.tobytes())
     assert reader.page().text == ""
-    assert ocr._fitting_dpi(200, 200) ** 2 * 200 * 200 <= ocr.MAX_SHEET_PIXELS + 1
-    assert ocr._fitting_dpi(8.3, 11.7) == ocr.PAGE_DPI
+    assert ocr._fitting_dpi(200, 200) ** 2 * 200 * 200 <= reading.MAX_SHEET_PIXELS + 1
+    assert ocr._fitting_dpi(8.3, 11.7) == reading.PAGE_DPI
 
 
 def test_pictures_are_scaled_to_what_letters_need() -> None:
