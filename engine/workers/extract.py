@@ -57,7 +57,8 @@ class ExtractStage:
         "skip": [numbers of pages not to be touched]}; the last two are optional.
 
         Writes `<prefix>.document.json` (Document.to_json), parts as `<prefix>.part<N>`, and the journal. Returns
-        {"document": its name, "pages": how many, "needs_ocr": [numbers of pages], "media_type": as found}. Raises StageFailed.
+        {"document": its name, "pages": how many, "needs_ocr": [numbers of pages], "media_type": as found}.
+        Raises StageFailed.
         """
         path = place.inbox / str(order["file"])
         name, prefix = str(order.get("name") or ""), str(order["prefix"])
