@@ -143,10 +143,10 @@ def _parsed(data: bytes, left_out: Collection[int]) -> Unfinished:
         raise MalformedMessage("journal does not hold one page after the other")
     if sum(len(page.text) for page in pages) > MAX_TEXT_CHARS:
         raise MalformedMessage(f"journal has more than {MAX_TEXT_CHARS} characters")
-    page = None if full or len(pages) == count else len(pages) + 1
-    if page in left_out:
-        raise MalformedMessage("journal ends at a page that was to be left out")
-    return Unfinished(document=replace(document, pages=pages), pages=count, page=page)
+    page = len(pages) + 1
+    # One that was not to be read cannot be the one: it is blamed once, whatever is said.
+    known = not full and page <= count and page not in left_out
+    return Unfinished(document=replace(document, pages=pages), pages=count, page=page if known else None)
 
 
 def _table(line: bytes) -> Mapping[str, object]:

@@ -506,6 +506,7 @@ class UserPipeline:
                 "name": item.record.path[-_HINT_CHARS:],
                 "kind": item.record.kind.value,
                 "prefix": prefix_of(unit, index),
+                "journal": item.record.alone,
                 "skip": self._kept.lost.pages_of(item.content),
             }
 

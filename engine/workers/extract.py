@@ -59,11 +59,12 @@ class ExtractStage:
 
     def run(self, order: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
         """Order: {"file": name in the inbox, "name": the item's own path, "kind": "file" | "mail" | "event" as the
-        source says, "prefix": of the names written, "skip": [numbers of pages not to be touched] (optional)}.
+        source says, "prefix": of the names written, "journal": write down each page as it is read,
+        "skip": [numbers of pages not to be touched]}; the last two are optional.
 
-        Writes `<prefix>.document.json` (Document.to_json) and parts as `<prefix>.part<N>`, and, while it reads pages,
-        what it has read of them (journal.py). Returns {"document": its
-        name, "pages": how many, "needs_ocr": [numbers of pages], "media_type": as found}. Raises StageFailed.
+        Writes `<prefix>.document.json` (Document.to_json), parts as `<prefix>.part<N>`, and the journal. Returns
+        {"document": its name, "pages": how many, "needs_ocr": [numbers of pages], "media_type": as found}.
+        Raises StageFailed.
         """
         path = place.inbox / str(order["file"])
         name, prefix = str(order.get("name") or ""), str(order["prefix"])
@@ -82,6 +83,7 @@ class ExtractStage:
             ocr=self._ocr,
             max_text_chars=self._max_text_chars,
             place=place,
+            journal=bool(order.get("journal")),
             skip=frozenset(order.get("skip") or ()),
         )
         document = _noted(reader.read(material), name)

@@ -1,7 +1,8 @@
 """What a worker has read of an item so far, page by page in its outbox: one that dies loses the page that it was at.
 
 Rule: a line for each page, and each line in one write(2) of its own as soon as the page is done: nothing is held back
-that a signal could lose. Bounded. Taken in by engine/journal.py, which trusts none of it.
+that a signal could lose. Bounded. Taken in by engine/journal.py, which trusts none of it. Written only for items that
+have cost a worker before: it takes two or three percent of the time that a text PDF takes.
 
     {"document": title, facts and so on, without pages, "pages": how many there are}
     {page 1}

@@ -106,7 +106,9 @@ class _Reading:
 def _read(pdf: Any, material: Material) -> Document:
     state = _Reading(Budget(limit=material.max_text_chars))
     count, title, facts = pdf.page_count, _title(pdf), _facts(pdf)
-    journal = Journal(material, material.document(title=title, facts=facts), count) if count > 1 else None
+    # Of one page there would be nothing to keep.
+    wanted = material.journal and count > 1
+    journal = Journal(material, material.document(title=title, facts=facts), count) if wanted else None
     try:
         _read_pages(pdf, material, state, journal)
     finally:

@@ -54,6 +54,7 @@ class Material:
     prefix          of every name written into the outbox
     ocr             pages without text may be sent to OCR
     max_text_chars  of the whole document
+    journal         write down each page as it is read (journal.py): the item has cost a worker before
     skip            numbers of pages that are not to be touched: they have cost a worker its life
     """
 
@@ -65,6 +66,7 @@ class Material:
     ocr: bool
     max_text_chars: int
     place: Place
+    journal: bool = False
     skip: frozenset[int] = frozenset()
 
     def document(

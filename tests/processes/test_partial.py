@@ -75,9 +75,9 @@ def test_a_page_that_ends_its_worker_costs_that_page(
         tried = {path: _told(ledger.attempts(ledger.find_items(path)[0].id)) for path in ("one.pdf", "many.pdf")}
         tried["single.pdf"] = _told(ledger.attempts(condemned["single.pdf"].id))
     crashed, greedy = Reason.CRASHED, Reason.OUT_OF_MEMORY
-    assert tried["one.pdf"] == [("page 3", crashed), ("page 3", crashed), ("", None)]
+    assert tried["one.pdf"] == [("", crashed), ("page 3", crashed), ("", None)]
     assert tried["many.pdf"] == [
-        *(("page 2", greedy), ("page 2", greedy), ("page 3", greedy), ("page 4", greedy), ("page 5", crashed)),
+        *(("", greedy), ("page 2", greedy), ("page 3", greedy), ("page 4", greedy), ("page 5", crashed)),
     ]
     assert tried["single.pdf"] == [("", greedy), ("", greedy)]
     assert _found(settings) == {

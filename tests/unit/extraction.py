@@ -45,7 +45,9 @@ class Desk:
     def read(self, data: bytes, name: str = "", kind: str = "file", **more: Any) -> Document:
         """The document of some bytes, checked as the coordinator would check it."""
         (self.inbox / "1").write_bytes(data)
-        self.result = self._stage.run({"file": "1", "name": name, "kind": kind, "prefix": "p7", **more}, self)
+        self.result = self._stage.run(
+            {"file": "1", "name": name, "kind": kind, "prefix": "p7", "journal": True, **more}, self
+        )
         assert set(self.result) == {"document", "pages", "needs_ocr", "media_type"}
         json.dumps(self.result)
         document = Document.from_json(json.loads((self.outbox / self.result["document"]).read_bytes()))

@@ -76,8 +76,10 @@ def test_a_page_that_is_left_out_is_not_touched(desk: Desk, monkeypatch: pytest.
         desk.read(pdf_of(*PAGES), "log.pdf", skip=[1, 2, 3, 4, 5, 6])
 
 
-def test_a_document_of_one_page_has_no_journal(desk: Desk) -> None:
-    """There would be nothing to keep."""
+def test_not_every_document_has_a_journal(desk: Desk) -> None:
+    """There would be nothing to keep. Nor has one that has cost no worker yet: it would cost them all some time."""
+    desk.read(pdf_of(*PAGES), "log.pdf", journal=False)
+    assert not (desk.outbox / "p7.journal").exists()
     desk.read(pdf_of(PAGES[0]), "log.pdf")
     assert find_unfinished(desk.outbox, "p7", ()) is None
     assert not (desk.outbox / "p7.journal").exists()
@@ -187,11 +189,13 @@ def test_a_link_is_not_followed(desk: Desk) -> None:
     assert find_unfinished(desk.outbox, "p7", ()) is None
 
 
-def test_a_worker_cannot_be_told_twice_to_leave_a_page_out(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that says it died of a page that it was not to read is not believed: else there would be no end."""
+def test_no_page_is_blamed_twice(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that seems to have died of a page that it was not to read died of something else: else no end."""
     torn_at(desk, 4, monkeypatch)
-    assert find_unfinished(desk.outbox, "p7", [2]) is not None
-    assert find_unfinished(desk.outbox, "p7", [4]) is None
+    for left_out, blamed in (([2], 4), ([4], None)):
+        found = find_unfinished(desk.outbox, "p7", left_out)
+        assert found is not None
+        assert (found.page, len(found.document.pages)) == (blamed, 3)
 
 
 def test_what_is_lost_is_noted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
