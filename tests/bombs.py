@@ -565,7 +565,7 @@ def tried(names: Sequence[str], place: Path) -> bool:
     home.mkdir()
     for name in names:
         write(name, home)
-    mill = Mill(place, NIGHTMILL_EMBEDDER="none", NIGHTMILL_MEMORY_LIMIT="1GiB")
+    mill = Mill(place, NIGHTMILL_EMBEDDER="none", NIGHTMILL_MEMORY_LIMIT="1GiB", NIGHTMILL_SCALING="off")
     mill.run("users", "add", "ann", f"folder:{home}")
     with mill.start("init") as running:
         running.communicate()

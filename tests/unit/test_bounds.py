@@ -13,7 +13,7 @@ from PIL import Image
 
 from engine.ports import StageFailed
 from engine.reasons import Reason
-from engine.workers import read_event, read_image, read_mail, read_pdf, read_text, reading
+from engine.workers import read_docx, read_event, read_image, read_mail, read_pdf, read_text, reading
 from engine.workers.archive import open_archive
 from engine.workers.ocr import open_stage
 from engine.workers.reading import tidy
@@ -215,3 +215,11 @@ def test_breaks_and_empty_paragraphs_take_no_room(desk: Desk) -> None:
     table = b"<w:tbl>" + b"<w:tr><w:tc><w:p/></w:tc></w:tr>" * 500 + b"</w:tbl>"
     docx = bombs.docx([words[0], b"<w:p/>" * 2_000, table, words[1]])
     assert text_of(desk.read(docx, "a.docx")) == "one\n\ntwo"
+    page, story = read_text._Page(100), read_docx._Story(100)
+    page.keep("one")
+    for _ in range(1_000):
+        page.start("p", {})
+        page.start("br", {})
+        story.start(f"{read_docx._WORD_SPACES[0]}p", {})
+        story.end(f"{read_docx._WORD_SPACES[0]}p")
+    assert len(page._pieces) == len(story._frames[0].pieces) == 2
