@@ -331,7 +331,7 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
     # name: (what makes its bytes, how it may end)
     "forms_10_to_the_9.pdf": (lambda: forms(10, 8), (READ, *STOPPED)),
     "text_of_16m_letters.pdf": (lambda: crowded(16 * MB), ("bomb", "out_of_memory", READ)),
-    "text_of_16m_letters_and_a_page.pdf": (lambda: crowded(16 * MB, pages=2), (READ, "out_of_memory")),
+    "text_of_16m_letters_and_a_page.pdf": (lambda: crowded(16 * MB, pages=2), (READ, "bomb", "out_of_memory")),
     "path_operators_5m.pdf": (
         lambda: page_pdf(deflated([b"0 0 m ", *times(b"9 9 l ", 5 * MB), b"S"])),
         (READ, *STOPPED),
@@ -565,7 +565,7 @@ def tried(names: Sequence[str], place: Path) -> bool:
     home.mkdir()
     for name in names:
         write(name, home)
-    mill = Mill(place, NIGHTMILL_EMBEDDER="none", NIGHTMILL_MEMORY_LIMIT="1GiB")
+    mill = Mill(place, NIGHTMILL_EMBEDDER="none", NIGHTMILL_MEMORY_LIMIT="1GiB", NIGHTMILL_SCALING="off")
     mill.run("users", "add", "ann", f"folder:{home}")
     with mill.start("init") as running:
         running.communicate()

@@ -6,6 +6,7 @@ much of it is there.
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import warnings
@@ -25,6 +26,8 @@ from engine.workers.reading import Material, ask_memory, told
 MAX_PIXELS: Final = 100_000_000
 #: Frames of one file; faxes and scans of whole books stay below.
 MAX_FRAMES: Final = 5_000
+#: Passes of a progressive JPEG; programs write about ten.
+MAX_SCANS: Final = 500
 #: Smaller on a side than this is an icon or a spacer: nothing legible fits into it.
 MIN_SIDE: Final = 32
 #: A JPEG that ends early is read when so much of its height is there: a download that broke off at its tail.
@@ -56,7 +59,9 @@ def read(material: Material) -> Document:
     """A page for every frame of a TIFF, one for all others. Raises StageFailed: damaged, bomb."""
     with open_image(material.path, material.media_type) as image:
         size = f"{image.width} x {image.height} pixels"
-        count = _frame_count(image) if material.media_type == "image/tiff" else 1
+        if image.info.get("progressive"):
+            _refuse_many_scans(material.path)
+        count = _frame_count(image, material.path) if material.media_type == "image/tiff" else 1
         pages, notes = [], []
         for index in range(count):
             try:
@@ -172,7 +177,44 @@ def _check_frame(image: Image.Image, index: int, place: Place) -> tuple[int, str
     return width * height if min(width, height) >= MIN_SIDE else 0, note
 
 
-def _frame_count(image: Image.Image) -> int:
+def _refuse_many_scans(path: Path) -> None:
+    """Each scan of a progressive JPEG goes over all of its pixels, and can be a few bytes long. Within the data of a
+    scan their mark does not occur (ITU T.81, B.1.1.5). Raises StageFailed(BOMB)."""
+    scans, last = 0, b""
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            scans += (last + block).count(b"\xff\xda")
+            last = block[-1:]
+    if scans > MAX_SCANS:
+        raise StageFailed(Reason.BOMB, f"a picture in {scans} passes; at most {MAX_SCANS}")
+
+
+def _has_many_frames(path: Path) -> bool:
+    """Whether a TIFF has more directories than MAX_FRAMES. Pillow, which counts them too, compares each with all."""
+    with open(path, "rb") as file:
+        head = file.read(16)
+        order = "<" if head[:2] == b"II" else ">"
+        large = head[2:4] in (b"+\0", b"\0+")  # BigTIFF: 8 bytes where the others have 2 or 4
+        count, row, place = ("Q", 20, "Q") if large else ("H", 12, "I")
+        try:
+            at = struct.unpack_from(order + place, head, 8 if large else 4)[0]
+            seen: set[int] = set()
+            while at and at not in seen:  # a circle has an end too, and Pillow finds it
+                if len(seen) == MAX_FRAMES:
+                    return True
+                seen.add(at)
+                file.seek(at)
+                rows = struct.unpack(order + count, file.read(struct.calcsize(count)))[0]
+                file.seek(rows * row, os.SEEK_CUR)
+                at = struct.unpack(order + place, file.read(struct.calcsize(place)))[0]
+        except (struct.error, OSError, OverflowError, ValueError):
+            return False  # it ends early, or points nowhere
+    return False
+
+
+def _frame_count(image: Image.Image, path: Path) -> int:
+    if _has_many_frames(path):
+        raise StageFailed(Reason.BOMB, f"a picture of more than {MAX_FRAMES} frames")
     try:
         count = int(getattr(image, "n_frames", 1))
         image.seek(0)

@@ -155,9 +155,10 @@ def _page(pdf: Any, index: int, state: _Reading, ocr: bool, left: Callable[[], i
     except TROUBLE as error:
         trouble = refused(error, "page")
         if isinstance(trouble, MemoryError):
-            if before < _PAGE_BYTES:
+            # One that had more than any page takes is the trouble itself. What it took MuPDF does not give back: the
+            # pages before it are kept, and those after it are read as far as there is memory.
+            if before < _PAGE_BYTES and not state.too_large:
                 raise trouble from error
-            # It had more than any page takes: this page is the trouble, and not what else there is to be read.
             pymupdf.TOOLS.store_shrink(100)
             state.too_large.append(number)
             state.complaint = state.complaint or f"page {number} takes more than {_PAGE_BYTES >> 20} MiB of memory"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from engine.ports import StageFailed
 from engine.reasons import Reason
-from engine.workers import read_event, read_mail, read_pdf, read_text, reading
+from engine.workers import read_docx, read_event, read_image, read_mail, read_pdf, read_text, reading
 from engine.workers.archive import open_archive
 from engine.workers.ocr import open_stage
 from engine.workers.reading import tidy
@@ -162,6 +162,25 @@ def test_a_page_that_eats_all_memory_costs_that_page(desk: Desk, monkeypatch: py
         desk.read(bombs.crowded(520, pages=2), "a.pdf")
 
 
+def test_frames_and_passes_of_a_picture_are_counted_without_pillow(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Directories of a TIFF, in either order of bytes and in the large form, and scans of a progressive JPEG."""
+    path = tmp_path / "a.tif"
+    for order, saving in (("II", {}), ("MM", {}), ("II", {"big_tiff": True})):
+        frames = [Image.new("I;16B" if order == "MM" else "L", (40, 40)) for _ in range(4)]
+        path.write_bytes(encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:], **saving))
+        assert path.read_bytes()[:2] == order.encode()
+        for bound, many in ((3, True), (4, False)):
+            monkeypatch.setattr(read_image, "MAX_FRAMES", bound)
+            assert read_image._has_many_frames(path) is many
+    path.write_bytes(bombs.tiff(3, 40, 40, loop=True))
+    assert not read_image._has_many_frames(path)  # in a circle each counts once
+    few, many = bombs.many_scans(64, 64, 1), bombs.many_scans(64, 64, 600)
+    assert desk.read(few, "a.jpg").pages[0].needs_ocr
+    assert desk.refusal(many, "a.jpg") == (Reason.BOMB, "a picture in 605 passes; at most 500")
+
+
 # --- work that must not grow with the square --------------------------------------------------------------------------
 
 
@@ -196,3 +215,11 @@ def test_breaks_and_empty_paragraphs_take_no_room(desk: Desk) -> None:
     table = b"<w:tbl>" + b"<w:tr><w:tc><w:p/></w:tc></w:tr>" * 500 + b"</w:tbl>"
     docx = bombs.docx([words[0], b"<w:p/>" * 2_000, table, words[1]])
     assert text_of(desk.read(docx, "a.docx")) == "one\n\ntwo"
+    page, story = read_text._Page(100), read_docx._Story(100)
+    page.keep("one")
+    for _ in range(1_000):
+        page.start("p", {})
+        page.start("br", {})
+        story.start(f"{read_docx._WORD_SPACES[0]}p", {})
+        story.end(f"{read_docx._WORD_SPACES[0]}p")
+    assert len(page._pieces) == len(story._frames[0].pieces) == 2
