@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine import guards, rendezvous
 from engine.desk import Desk
 from engine.model import Lane, LeaseId, TokenKind, UserId
-from engine.ports import Ask, Claim, DeskStats, Return
+from engine.ports import Answer, Ask, Claim, DeskStats, Return
 from engine.processes import Watched, kill_group, start_time
 from tests.faults.world import World, a_world
 from tests.mill import wait_until
@@ -119,9 +120,16 @@ class Coordinator:
         self.desk: Desk = world.desk()
         self._world, self._group = world, group
         self._names = 0
+        self._granted: list[LeaseId] = []
 
-    def ask(self, mib: int) -> LeaseId | None:
-        """Ask for a unit that needs so much: its lease, if it is granted at once."""
+    def say(self, **words: Any) -> Answer:
+        """One exchange. What it grants is kept."""
+        answer = self.desk.exchange(**words)
+        self._granted += [grant.lease_id for grant in answer.grants]
+        return answer
+
+    def ask(self, mib: int) -> bool:
+        """Ask for a unit that needs so much. False: it is not granted at once."""
         self._names += 1
         ask = Ask(
             ask_id=f"{self._names}",
@@ -131,17 +139,17 @@ class Coordinator:
             cost_seconds=1.0,
             memory_bytes=mib * MIB,
         )
-        grants = self.desk.exchange(asks=[ask]).grants
-        return grants[0].lease_id if grants else None
+        return bool(self.say(asks=[ask]).grants)
 
     def granted(self) -> LeaseId:
         """The lease of the one ask that stands, as soon as it is granted."""
-        (grant,) = wait_until(lambda: self.desk.exchange(patience_seconds=0.1).grants, "a grant")
-        return grant.lease_id
+        wait_until(lambda: self._granted or self.say(patience_seconds=0.1).grants, "a grant")
+        return self._granted.pop()
 
     def begin(self, mib: int) -> Unit:
         """A unit that needs so much, started."""
-        return self.start(self.ask(mib) or self.granted(), mib)
+        self.ask(mib)
+        return self.start(self.granted(), mib)
 
     def start(self, lease: LeaseId, mib: int) -> Unit:
         """The unit of a lease, and who works on it."""
@@ -158,19 +166,19 @@ class Coordinator:
         """What was denied."""
         assert unit.lease is not None
         claim = Claim(lease_id=unit.lease, pid=unit.process.pid, started=unit.started, memory_bytes=mib * MIB)
-        return self.desk.exchange(claims=[claim]).denied
+        return self.say(claims=[claim]).denied
 
     def finish(self, unit: Unit) -> None:
         """End the unit, and give its lease back."""
         unit.end()
         self.desk.note_worker_gone(unit.process.pid)
         assert unit.lease is not None
-        self.desk.exchange(returns=[Return(lease_id=unit.lease, cost_seconds=1.0)])
+        self.say(returns=[Return(lease_id=unit.lease, cost_seconds=1.0)])
 
     def stops(self) -> dict[LeaseId, str]:
         """The leases that are to be stopped, as soon as there are any. The bell has rung for it."""
         assert self.desk.wait_news(30.0)
-        return wait_until(lambda: dict(self.desk.exchange().stops), "a lease that is to be stopped")
+        return wait_until(lambda: dict(self.say().stops), "a lease that is to be stopped")
 
     def sees(self, what: str, look: object) -> DeskStats:
         """The statistics, as soon as `look` (a function of them) is content."""
@@ -214,9 +222,9 @@ def test_who_takes_more_than_it_was_promised_is_stopped_and_nobody_else(tmp_path
         stops = coordinator.stops()
         assert list(stops) == [swollen.lease]
         assert "memory runs out" in stops[swollen.lease or LeaseId("")]
-        assert list(coordinator.desk.exchange().stops) == [swollen.lease], "it is said until the lease ends"
+        assert list(coordinator.say().stops) == [swollen.lease], "it is said until the lease ends"
         coordinator.finish(swollen)
-        assert coordinator.desk.exchange().stops == {}
+        assert coordinator.say().stops == {}
         after = coordinator.sees("open memory", lambda now: not now.memory_closed)
         assert after.memory_stopped == 1
         coordinator.finish(coordinator.begin(60))
@@ -230,8 +238,8 @@ def test_what_others_take_is_not_lent_and_who_is_not_stopped_is_ended(tmp_path: 
         stranger, unit = coordinator.stranger(), coordinator.begin(60)
         stranger.take(180)
         coordinator.sees("what is taken", lambda now: now.memory_taken_bytes > 175 * MIB)
-        assert coordinator.ask(150) is None
-        assert set((coordinator.desk.exchange().waits or {}).values()) == {"memory"}
+        assert not coordinator.ask(150)
+        assert set((coordinator.say().waits or {}).values()) == {"memory"}
         unit.take(40)
         stranger.take(group.left_until(CLOSED))
         coordinator.sees("closed memory", lambda now: now.memory_closed)
