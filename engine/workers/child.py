@@ -29,15 +29,15 @@ from engine.printing import printable
 from engine.processes import adopt_orphans, die_with_parent
 from engine.reasons import Reason
 from engine.workers import sandbox
-from engine.workers.messages import Begin, ItemDone, Progress, Ready, UnitDone, UnitOrder, receive, send
+from engine.workers.messages import EXIT_FULL, Begin, ItemDone, Progress, Ready, UnitDone, UnitOrder, receive, send
 
 #: Progress is said at most this often: the supervisor asks whether a worker lives, not how each page went.
 _PROGRESS_SECONDS = 0.5
 #: Memory beyond what the stage itself takes that a worker keeps at hand between two units.
 _SPARE_BYTES = 32 * 1024**2
+#: What an order that ran out of memory may leave behind before the worker makes way for another: MuPDF has kept 400 MB.
+_LOST_BYTES = 64 * 1024**2
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-
-
 #: What a unit may add at least, however large the worker is already: less than an interpreter takes to report an error.
 _LEAST_ROOM_BYTES = 16 << 20
 _PAGE_BYTES = resource.getpagesize()
@@ -125,7 +125,7 @@ def main() -> None:
         except EOFError:
             return
         if isinstance(order, UnitOrder):
-            _do_unit(order, runner, home, pipe)
+            _do_unit(order, runner, home, pipe, held)
             _give_back(held)
             send(pipe, UnitDone(unit=order.unit))
 
@@ -143,7 +143,8 @@ def _rules(begin: Begin, home: _Home) -> sandbox.Rules:
     )
 
 
-def _do_unit(unit: UnitOrder, runner: StageRunner, home: _Home, pipe: Connection) -> None:
+def _do_unit(unit: UnitOrder, runner: StageRunner, home: _Home, pipe: Connection, held_bytes: int) -> None:
+    """held_bytes: what the worker holds when it has nothing to do."""
     with_limit = unit.memory_bytes > 0
     if with_limit:
         home.limit_memory(unit.memory_bytes)
@@ -166,6 +167,11 @@ def _do_unit(unit: UnitOrder, runner: StageRunner, home: _Home, pipe: Connection
             # Nothing was sent: the stage's result is too large, or no JSON. That is its item's failure alone.
             failure = Failure(reason=Reason.EXTRACTOR_ERROR, detail=printable(f"its result cannot be sent: {error}"))
             send(pipe, replace(done, result={}, failure=failure))
+        if failure is not None and failure.reason is Reason.OUT_OF_MEMORY and index + 1 < len(unit.orders):
+            _give_back(held_bytes)
+            if _resident_bytes() > held_bytes + _LOST_BYTES:
+                # Some libraries never give it back: what is left of the unit is for a worker that has room.
+                raise SystemExit(EXIT_FULL)
     if with_limit:
         resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 

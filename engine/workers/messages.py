@@ -25,6 +25,8 @@ from engine.reasons import Reason
 
 #: Bytes of one message. Results of any size are files; the largest honest message is a unit of some hundred items.
 MAX_MESSAGE_BYTES = 1 << 20
+#: A worker ends with it between two orders when the one before has taken memory that it cannot give back.
+EXIT_FULL = 75
 _FRAME = struct.Struct("!i")
 #: An escape for half a character. `send` writes none; one may also stand in a text that speaks of such escapes.
 _MAYBE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

@@ -37,6 +37,7 @@ from engine.ports import Clock
 from engine.printing import printable
 from engine.reasons import Reason
 from engine.workers.messages import (
+    EXIT_FULL,
     Begin,
     ItemDone,
     Message,
@@ -704,6 +705,9 @@ class Supervisor:
         if not dying.is_news:
             return True
         failure = dying.failure or _cause(code, worker)
+        if dying.failure is None and code == EXIT_FULL and dying.slate == (worker.unit, len(worker.done) - 1):
+            # Said between two orders, that is no order's fault.
+            failure = Failure(reason=Reason.KILLED, detail="its worker made way: it could not give memory back")
         if worker.unit:
             reports.append(self._loss(dying, failure))
         if not worker.ready:

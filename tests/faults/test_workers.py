@@ -25,6 +25,7 @@ from engine.settings import Settings, load_settings
 from engine.survey import Orders
 from engine.telemetry import SilentReporter
 from engine.workers import supervisor, watch
+from engine.workers.messages import EXIT_FULL
 from engine.workers.supervisor import Ended, Report, Swollen, Worker
 from tests.processes.test_supervisor import (
     DONE,
@@ -352,6 +353,26 @@ def test_stages_that_cannot_be_loaded_end_the_run_at_once(tmp_path: Path, monkey
     with open_own_ledger(settings) as ledger:
         assert (ledger.counts().pending, ledger.counts().failed) == (GOOD, 0)
     stop_scheduler(settings.data_dir)
+
+
+def test_what_an_order_keeps_when_it_runs_out_is_not_the_next_ones_fault(opened: Opener) -> None:
+    """The worker makes way, and the rest of the unit is as it was; where nothing is left of it, it need not."""
+    one = opened()
+    worker = start_ready(one)
+    hoard = {"do": "hoard", "bytes": 100 * MIB}
+    reports = rest(do(one, worker, written("a"), hoard, written("c")))
+    assert failures(reports[:-1]) == [None, Reason.OUT_OF_MEMORY]
+    end = lost(reports)
+    assert (end.blamed, end.untouched, end.failure.reason) == (None, (2,), Reason.KILLED)
+    other = start_ready(one)
+    assert failures(rest(do(one, other, hoard))) == [Reason.OUT_OF_MEMORY]
+
+
+def test_a_worker_that_ends_in_the_middle_of_an_order_is_blamed_whatever_it_says(opened: Opener) -> None:
+    """The code that means making way says nothing while an order is being done."""
+    one = opened()
+    end = lost(rest(do(one, start_ready(one), {"do": "exit now", "code": EXIT_FULL}, written("b"))))
+    assert (end.blamed, end.untouched, end.failure.reason) == (0, (1,), Reason.CRASHED)
 
 
 def test_no_worker_is_given_our_keys(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,12 @@ def keep(order: Mapping[str, Any], place: Place) -> Result:
     return {}
 
 
+def hoard(order: Mapping[str, Any], place: Place) -> NoReturn:
+    """Runs out of memory, and keeps what it had, as some libraries do."""
+    keep(order, place)
+    raise MemoryError
+
+
 def grow(order: Mapping[str, Any], place: Place) -> NoReturn:
     """Takes more and more memory, until it is stopped."""
     while True:
@@ -321,6 +327,7 @@ DEEDS: dict[str, Callable[[Mapping[str, Any], Place], Result]] = {
     "allocate": allocate,
     "look": look,
     "keep": keep,
+    "hoard": hoard,
     "grow": grow,
     "stay": stay,
     "burst": burst,
