@@ -226,7 +226,8 @@ class Desk:
             if limits is not None:
                 self.limits = Limits(**limits)
             grants = self._take(granted)
-            self._keep_claims(claims, denied)
+            if claims:
+                self._keep_claims(claims, denied)
             self._in_doubt = False
             return Answer(
                 grants=grants,

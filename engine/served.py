@@ -235,7 +235,7 @@ class ServedDesk:
                 self._limits_for(borrower),
                 denied,
                 self._guard.stops_of(session),
-                0 if self._awaited or self._book.memory.closed else max(0, self._book.memory.free_bytes),
+                self._room_bytes(),
             )
 
     def promote(self, user: str) -> bool:
@@ -493,6 +493,11 @@ class ServedDesk:
     def _claim(self, borrower: _Session, claims: list[Claim]) -> list[str]:
         """Answers with the leases that were not promised so much."""
         return [str(claim.lease_id) for claim in claims if not self._guard.claim(borrower.name, claim)]
+
+    def _room_bytes(self) -> int:
+        """What is free for whoever may start now."""
+        memory = self._book.memory
+        return 0 if self._awaited or memory.closed else max(0, memory.free_bytes)
 
     def _take_back(self, borrower: _Session, ask_id: str) -> None:
         """An ask is withdrawn whose grant has not been collected yet: the lease ends unused."""
