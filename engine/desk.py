@@ -31,6 +31,7 @@ from engine.model import LeaseId, UserId
 from engine.policy.tokens import Limits
 from engine.ports import Answer, Ask, Claim, DeskStats, Grant, Return
 from engine.processes import Watched
+from engine.rows import claim_row_of, row_of
 
 #: How long a coordinator tries to reach or start a scheduler. A start takes half a second, and up to ten more when
 #: the coordinators of a killed one do not come back.
@@ -195,7 +196,7 @@ class Desk:
             ended = [given.lease_id for given in returns if self._leases.pop(given.lease_id, None) is not None]
             for lease_id in ended:
                 self._claims.pop(lease_id, None)
-            claimed = [_as_claim_row(claim) for claim in claims if claim.lease_id in self._leases]
+            claimed = [claim_row_of(claim) for claim in claims if claim.lease_id in self._leases]
             for ask_id in withdraw:
                 self._asks.pop(ask_id, None)
             for ask in asks:
@@ -210,7 +211,7 @@ class Desk:
             answer = self._call(
                 "exchange",
                 session,
-                [_as_row(ask) for ask in asks],
+                [row_of(ask) for ask in asks],
                 [(given.lease_id, given.cost_seconds) for given in returns],
                 list(withdraw),
                 claimed,
@@ -226,7 +227,8 @@ class Desk:
             if limits is not None:
                 self.limits = Limits(**limits)
             grants = self._take(granted)
-            self._keep_claims(claims, denied)
+            if claims:
+                self._keep_claims(claims, denied)
             self._in_doubt = False
             return Answer(
                 grants=grants,
@@ -251,7 +253,7 @@ class Desk:
             self._claims[claim.lease_id] = claim
             if claim.memory_bytes != ask.memory_bytes:
                 ask = self._leases[claim.lease_id] = replace(ask, memory_bytes=claim.memory_bytes)
-                changed[claim.lease_id] = _as_row(ask)
+                changed[claim.lease_id] = row_of(ask)
         if changed:
             # On a full disk the list keeps the old number, which counts only for one who is stopped while the
             # scheduler is killed; the worker's memory is seen by then whatever is listed.
@@ -268,7 +270,7 @@ class Desk:
         begun = {LeaseId(lease_id): self._asks[ask_id] for ask_id, lease_id in granted if ask_id in self._asks}
         if not begun:
             return ()
-        self._client_file.note_leases({lease_id: _as_row(ask) for lease_id, ask in begun.items()}, ())
+        self._client_file.note_leases({lease_id: row_of(ask) for lease_id, ask in begun.items()}, ())
         assert self._scheduler_process is not None
         if not self._scheduler_process.alive:
             # These asks stand as if nothing had been granted, and are told to the next scheduler.
@@ -328,9 +330,9 @@ class Desk:
             rendezvous.PROTOCOL,
             self._client_file.session,
             {
-                "asks": [_as_row(ask) for ask in self._asks.values()],
-                "leases": [(lease_id, _as_row(ask)) for lease_id, ask in self._leases.items()],
-                "claims": [_as_claim_row(claim) for claim in self._claims.values()],
+                "asks": [row_of(ask) for ask in self._asks.values()],
+                "leases": [(lease_id, row_of(ask)) for lease_id, ask in self._leases.items()],
+                "claims": [claim_row_of(claim) for claim in self._claims.values()],
                 "limits": asdict(self._own_limits),
                 "backlog": {str(user): waiting for user, waiting in self._backlog.items()},
                 "told": {str(user): status for user, status in self._told.items()},
@@ -437,22 +439,6 @@ def _less_the_greeting(method: str, arguments: tuple[Any, ...]) -> tuple[Any, ..
     Claims are said again: the greeting tells of those that were met, and one is the same when it is said twice.
     """
     return (arguments[0], *_NOTHING, arguments[4], {}, arguments[-1]) if method == "exchange" else arguments
-
-
-def _as_row(ask: Ask) -> tuple[str, str, str, str, float, int, float]:
-    return (
-        ask.ask_id,
-        str(ask.user),
-        ask.lane.value,
-        ask.kind.value,
-        ask.cost_seconds,
-        ask.memory_bytes,
-        ask.weight,
-    )
-
-
-def _as_claim_row(claim: Claim) -> tuple[str, int, float, int]:
-    return (str(claim.lease_id), claim.pid, claim.started, claim.memory_bytes)
 
 
 def open_desk(

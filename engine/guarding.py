@@ -237,7 +237,8 @@ class MemoryWatch:
 
     def wake(self) -> None:
         """Something was lent."""
-        self._waker.set()
+        if not self._waker.is_set():
+            self._waker.set()
 
     def stop(self) -> None:
         """No look begins after this."""

@@ -32,11 +32,12 @@ from typing import Any
 
 from engine import rendezvous
 from engine.guarding import Guard, Placed, Sight, View
-from engine.model import Lane, LeaseId, TokenKind, UserId
-from engine.policy.book import Book, check_ask, is_number
+from engine.model import LeaseId, UserId
+from engine.policy.book import Book, is_number
 from engine.policy.tokens import Limits
 from engine.ports import Ask, Claim
 from engine.processes import LACKING, Watched, kill_group, start_time
+from engine.rows import AskRow, ClaimRow, ask_from, backlog_from, claim_from, status_from
 
 _log = logging.getLogger(__name__)
 
@@ -47,12 +48,8 @@ RECOVERY_SECONDS = 10.0
 _BURIAL_PAUSE_SECONDS = 0.25
 #: Grants a second are said over so many looks of the watcher at the load, a second apart.
 _RATE_LOOKS = 10
-#: What a product tells of a user is shown, not stored: a line or two.
-_LONGEST_STATUS = 2000
 
-#: Messages of a coordinator, as they come over the wire, and what an exchange is answered with.
-AskRow = tuple[Any, ...]
-ClaimRow = tuple[Any, ...]
+#: What an exchange is answered with; see there.
 ExchangeAnswer = tuple[
     list[tuple[str, str]],
     dict[str, str] | None,
@@ -138,12 +135,12 @@ class ServedDesk:
                 f"{rendezvous.PROTOCOL}): the {older} is older and must be restarted from the present release"
             }
         try:
-            wished = [_ask_from(row) for row in introduction["asks"]]
-            held = [(LeaseId(str(lease_id)), _ask_from(row)) for lease_id, row in introduction["leases"]]
-            claims = [_claim_from(row) for row in introduction["claims"]]
+            wished = [ask_from(row) for row in introduction["asks"]]
+            held = [(LeaseId(str(lease_id)), ask_from(row)) for lease_id, row in introduction["leases"]]
+            claims = [claim_from(row) for row in introduction["claims"]]
             limits = Limits(**introduction["limits"])
-            backlog = _backlog_from(introduction["backlog"])
-            told = {str(user): _status_from(status) for user, status in introduction["told"].items()}
+            backlog = backlog_from(introduction["backlog"])
+            told = {str(user): status_from(status) for user, status in introduction["told"].items()}
             visit = int(introduction["visit"])
             client, bell = self._identify(session)
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
@@ -199,13 +196,13 @@ class ServedDesk:
         room the bytes that are free. The whole answer is None when the session is unknown (greet again). Garbage
         raises ValueError before anything has changed.
         """
-        wished = [_ask_from(row) for row in asks]
+        wished = [ask_from(row) for row in asks]
         given = [(LeaseId(str(lease_id)), cost) for lease_id, cost in returns]
         if not all(is_number(cost) and cost >= 0 for _, cost in given):
             raise ValueError("malformed return")
         gone = [str(ask_id) for ask_id in withdraw]
-        claimed = [_claim_from(row) for row in claims]
-        counts = _backlog_from(backlog)
+        claimed = [claim_from(row) for row in claims]
+        counts = backlog_from(backlog)
         with self._lock:
             borrower = self._session_of_caller(session)
             if borrower is None:
@@ -254,7 +251,7 @@ class ServedDesk:
 
     def tell(self, session: str, user: str, status: Mapping[str, Any]) -> bool:
         """What a product wants to be shown of a user, until its session ends; {}: nothing any more."""
-        checked = _status_from(status)
+        checked = status_from(status)
         with self._lock:
             borrower = self._session_of_caller(session)
             if borrower is None:
@@ -364,7 +361,7 @@ class ServedDesk:
         """A coordinator that lives and does not come back is stopped. It keeps the leases that its file lists; the
         others go on with the rest. What it was lent and had not listed yet, it will not use (Desk._take)."""
         try:
-            held = [(LeaseId(str(lease_id)), _ask_from(row)) for lease_id, row in rendezvous.read_leases(path)]
+            held = [(LeaseId(str(lease_id)), ask_from(row)) for lease_id, row in rendezvous.read_leases(path)]
             client, bell = self._identify(session) if held else (None, -1)
         except ProcessLookupError:
             return  # Dead by now; the next look finds that out.
@@ -501,6 +498,11 @@ class ServedDesk:
         """Answers with the leases that were not promised so much."""
         return [str(claim.lease_id) for claim in claims if not self._guard.claim(borrower.name, claim)]
 
+    def _room_bytes(self) -> int:
+        """What is free for whoever may start now."""
+        memory = self._book.memory
+        return 0 if self._awaited or memory.closed else max(0, memory.free_bytes)
+
     def _take_back(self, borrower: _Session, ask_id: str) -> None:
         """An ask is withdrawn whose grant has not been collected yet: the lease ends unused."""
         for granted in borrower.tray:
@@ -616,45 +618,3 @@ class ServedDesk:
             return 0.0
         (began, before), (ended, after) = self._rate[0], self._rate[-1]
         return round((after - before) / (ended - began), 2)
-
-
-def _ask_from(row: AskRow) -> Ask:
-    """Raises ValueError or TypeError for anything that is no sound ask."""
-    ask_id, user, lane, kind, cost_seconds, memory_bytes, weight = row
-    ask = Ask(
-        ask_id=ask_id,
-        user=user,
-        lane=Lane(lane),
-        kind=TokenKind(kind),
-        cost_seconds=cost_seconds,
-        memory_bytes=memory_bytes,
-        weight=weight,
-    )
-    check_ask(ask)
-    return ask
-
-
-def _claim_from(row: ClaimRow) -> Claim:
-    """Raises ValueError or TypeError for anything that is no sound claim."""
-    lease_id, pid, started, memory_bytes = row
-    if not (type(pid) is int and pid > 1 and is_number(started) and type(memory_bytes) is int and memory_bytes >= 0):
-        raise ValueError(f"malformed claim: {row!r:.200}")
-    return Claim(lease_id=LeaseId(str(lease_id)), pid=pid, started=float(started), memory_bytes=memory_bytes)
-
-
-def _backlog_from(rows: Mapping[str, int]) -> dict[str, int]:
-    counts = dict(rows)
-    if not all(type(user) is str and type(count) is int and count >= 0 for user, count in counts.items()):
-        raise ValueError("malformed backlog")
-    return counts
-
-
-def _status_from(status: Mapping[str, Any]) -> dict[str, Any]:
-    checked = dict(status)
-    sound = all(
-        type(name) is str and (value is None or type(value) in (str, bool) or is_number(value))
-        for name, value in checked.items()
-    )
-    if not sound or len(repr(checked)) > _LONGEST_STATUS:
-        raise ValueError(f"malformed status: {checked!r:.200}")
-    return checked
