@@ -474,7 +474,7 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
     "astral_80mb.txt": (lambda: times("\U0001f33e".encode(), 20 * MB), (READ,)),
     "elements_in_elements_1m.html": (lambda: [b"<html>", *times(b"<div>", MB), b"end"], (READ,)),
     "tables_in_tables_100000.html": (lambda: [b"<html>", *times(b"<table><tr><td>", 100_000), b"end"], (READ,)),
-    "breaks_60mb.html": (lambda: [b"<html><body>", *times(b"<p><br>", 9 * MB)], (READ,)),
+    "breaks_60mb.html": (lambda: [b"<html><body>", *times(b"<p><br>", 9 * MB)], (READ, "deadline")),
     "blanks_in_pre_1m.html": (lambda: [b"<html><pre>", *times(b" ", MB), b"x"], (READ,)),
     "attributes_1m.html": (lambda: [b"<html><p ", *(b"a%d=1 " % n for n in range(MB)), b">x"], (READ,)),
     "open_tags_1m.html": (lambda: [b"<html>", *times(b"<a <a ", MB)], (READ,)),
