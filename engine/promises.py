@@ -123,11 +123,11 @@ class Promises:
         return self._room_bytes < self._limits().memory_limit_bytes // 16
 
     def _stop(self, promise: _Promise, why: str) -> list[Report]:
-        """Whoever holds no more than it was promised gives way, and is not to blame."""
+        """Whoever holds no more than it was promised gives way to others: for its item that is a kill from outside."""
         weighed = promise.worker.weighed
-        if weighed is not None and weighed.resident_bytes > promise.promised_bytes:
-            return self._supervisor.stop(promise.worker, Failure(reason=Reason.OUT_OF_MEMORY, detail=why))
-        return self._supervisor.kill(promise.worker, Failure(reason=Reason.KILLED, detail=why))
+        is_over = weighed is not None and weighed.resident_bytes > promise.promised_bytes
+        reason = Reason.OUT_OF_MEMORY if is_over else Reason.KILLED
+        return self._supervisor.stop(promise.worker, Failure(reason=reason, detail=why))
 
     def _limit_of(self, promise: _Promise) -> int:
         return growth.limit_of(
