@@ -490,18 +490,14 @@ class ServedDesk:
             self._book.ask(session, ask)
         return void
 
-    def _room_bytes(self) -> int:
-        free = self._book.memory.free_bytes
-        return min(0, free) if self._awaited or self._book.memory.closed else free
-
     def _claim(self, borrower: _Session, claims: list[Claim]) -> list[str]:
         """Answers with the leases that were not promised so much."""
         return [str(claim.lease_id) for claim in claims if not self._guard.claim(borrower.name, claim)]
 
     def _room_bytes(self) -> int:
-        """What is free for whoever may start now."""
-        memory = self._book.memory
-        return 0 if self._awaited or memory.closed else max(0, memory.free_bytes)
+        """What is free for whoever may start now; below 0: less is there than was promised."""
+        free = self._book.memory.free_bytes
+        return min(0, free) if self._awaited or self._book.memory.closed else free
 
     def _take_back(self, borrower: _Session, ask_id: str) -> None:
         """An ask is withdrawn whose grant has not been collected yet: the lease ends unused."""
