@@ -83,7 +83,7 @@ def outcomes_of(
     one.reserve(worker, 1, len(orders))
     for name, data in files.items():
         (worker.inbox / name).write_bytes(data)
-    one.assign(worker, orders, deadlines=[60.0] * len(orders), limit_bytes=0)
+    one.assign(worker, orders, deadlines=[60.0] * len(orders), promised_bytes=0, limit_bytes=0)
     outcomes: list[Outcome] = []
     for _ in range(PATIENCE_POLLS):
         for report in one.poll(0.1):
