@@ -183,6 +183,8 @@ class Looker:
         self._meter = guards.MemoryMeter()
         #: What client files listed when they were last read, and what they looked like then.
         self._listed: dict[str, tuple[tuple[int, int, int], dict[int, float]]] = {}
+        #: What each coordinator held when it was first seen: a product's own program may hold more than our limit.
+        self._at_first: dict[str, int] = {}
 
     def look(self, now_seconds: float, view: View) -> Sight:
         """One look. Raises OSError (processes.LACKING) when nothing can be opened now."""
@@ -192,8 +194,12 @@ class Looker:
         for pid in {placed.pid for _, _, placed in view.leases.values()}.union(*workers.values()):
             held[pid] = _or_none(guards.held_bytes, pid) or 0
         leaders = (os.getpid(), *view.sessions.values())
+        self._at_first = {session: held for session, held in self._at_first.items() if session in view.sessions}
         working = {placed.pid for _, _, placed in view.leases.values()}
-        total = sum(held.values()) + sum(_or_none(private_bytes, pid) or 0 for pid in set(leaders))
+        total = sum(held.values()) + (_or_none(private_bytes, os.getpid()) or 0)
+        for session, pid in view.sessions.items():
+            now = _or_none(private_bytes, pid) or 0
+            total += max(0, now - self._at_first.setdefault(session, now))
         return Sight(
             # Last: what has ended by now has given its memory back.
             ceilings=self._meter.read(now_seconds, view.limit_bytes, total, leaders),

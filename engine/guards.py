@@ -95,7 +95,7 @@ class MemoryMeter:
     def read(self, now_seconds: float, limit_bytes: int, held_bytes: int, leaders: Collection[int]) -> list[Ceiling]:
         """One reading, the limit in force first.
 
-        held_bytes  what our processes hold together
+        held_bytes  what our processes hold together; of a coordinator what it has taken since it is one
         leaders     a process id for each set of processes that stays in one group: a coordinator's workers are where
                     it is
         """

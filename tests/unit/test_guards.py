@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from engine import guards, processes
+from engine.guarding import Looker, View
 from engine.guards import LoadMeter
 from engine.policy.scaling import Load
-from engine.processes import CpuUse
+from engine.processes import CpuUse, private_bytes
 from tests.mill import killed_at_the_end, wait_until
 
 #: Keeps one core busy until it is killed.
@@ -441,3 +443,37 @@ def test_a_system_without_proc_is_asked_through_psutil(tmp_path: Path, monkeypat
     monkeypatch.delattr(guards.os, "sched_getaffinity")
     with program(BURN) as busy:
         seconds_told_apart([busy.pid], 1.5)
+
+
+def test_what_a_program_held_before_it_was_a_coordinator_is_its_own(tmp_path: Path) -> None:
+    """A product's program may hold more than the limit; what it takes later counts."""
+    program = """
+import sys
+held = []
+for _ in sys.stdin:
+    held.append(bytearray(b"x") * (100 << 20))
+    print(flush=True)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as product:
+        assert product.stdin is not None
+        assert product.stdout is not None
+        product.stdin.write("\n")
+        product.stdin.flush()
+        product.stdout.readline()
+        looker = Looker(tmp_path)
+        view = View(limit_bytes=1 << 30, sessions={"1-1": product.pid}, leases={}, is_busy=False)
+
+        def used() -> int:
+            return looker.look(0.0, view).ceilings[0].used_bytes - private_bytes(os.getpid())
+
+        assert abs(used()) < 20 << 20
+        product.stdin.write("\n")
+        product.stdin.flush()
+        product.stdout.readline()
+        assert 90 << 20 < used() < 120 << 20
+        product.kill()
