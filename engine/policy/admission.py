@@ -10,7 +10,8 @@ Knows units only as sizes; never looks at the machine. What is in use there it i
 
 What is promised to a unit is its need rounded up by a sixteenth at most (`size_class`), so that the queue can keep
 units of one size in one heap; a unit beyond the whole budget is promised all of it, and so runs alone. A promise may
-grow while the unit runs, into what is free. While memory is closed nothing starts beside what is out.
+grow while the unit runs, into what is free. While memory is closed nothing starts beside what was
+promised something.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class _Loan(NamedTuple):
 class Memory:
     """The memory that leases have been promised, in bytes, and what others have taken of it.
 
-    closed  so much is in use that nothing starts beside what is out, however small
+    closed  so much is in use that nothing starts beside what was promised something, however small
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -170,7 +171,8 @@ class Memory:
 
     def _alone_in_closed(self) -> int:
         # Whoever has the reservation is no exception: it is next as soon as its need is there.
-        return -1 if self._loans else max(0, self.free_bytes)
+        # What was promised nothing (calls of a product, held for hours) is not in the way of anybody.
+        return -1 if self.promised_bytes else max(0, self.free_bytes)
 
     def _waits_for_holder(self, lane: Lane) -> bool:
         held = self.reservation

@@ -471,15 +471,15 @@ MUTANTS = (
         "closed-for-everybody",
         "While memory is closed not even one unit runs.",
         "admission.py",
-        "return -1 if self._loans else max(0, self.free_bytes)",
+        "return -1 if self.promised_bytes else max(0, self.free_bytes)",
         "return -1",
     ),
     Mutant(
         "closed-for-needs-only",
         "Units without need start beside others while memory is closed.",
         "admission.py",
-        "return -1 if self._loans else max(0, self.free_bytes)",
-        "return 0 if self._loans else max(0, self.free_bytes)",
+        "return -1 if self.promised_bytes else max(0, self.free_bytes)",
+        "return 0 if self.promised_bytes else max(0, self.free_bytes)",
     ),
     Mutant(
         "reserved-because-closed",

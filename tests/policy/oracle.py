@@ -335,9 +335,9 @@ class Oracle:
         return limit - self.taken - self._held_bytes(self.kept.lent_before) - kept
 
     def _fits(self, one: Standing) -> bool:
-        """In closed memory only what is free may start, and only where nothing is out."""
+        """In closed memory only what is free may start, and only where nothing is promised."""
         if self.closed:
-            return not self.leases and rounded_size(one.ask.memory_bytes) <= max(0, self._free())
+            return not self.promised_bytes() and rounded_size(one.ask.memory_bytes) <= max(0, self._free())
         return self._fits_in_open_memory(one)
 
     def _fits_in_open_memory(self, one: Standing) -> bool:
@@ -362,7 +362,7 @@ class Oracle:
     def _room(self, lane: Lane) -> float:
         """The largest size that others than the holder may start with."""
         if self.closed:
-            return -1 if self.leases else max(0, self._free())
+            return -1 if self.promised_bytes() else max(0, self._free())
         if self.kept is None or self._outranks(lane, self.kept):
             return max(0, self._free()) if self.promised_bytes() else float("inf")
         return max(0, min(self._free(), self._beyond()))

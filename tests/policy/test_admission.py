@@ -383,6 +383,16 @@ def test_in_closed_memory_nothing_starts_beside_what_is_out() -> None:
     assert granted_names(book) == ["large", "nothing"]
 
 
+def test_tokens_without_need_keep_nobody_out_of_closed_memory() -> None:
+    """A product holds them for as long as its calls take, many at once, while others have filled the machine."""
+    book = a_busy_book(ann=0)
+    book.note_memory(60, {}, True)
+    for name, memory in (("call", 0), ("small", 30), ("late", 0)):
+        book.ask("night", an_ask(name, name, memory=memory))
+    assert granted_names(book) == ["call", "small"]
+    assert book.waits("night") == {"late": "memory"}
+
+
 def test_closed_memory_reserves_nothing() -> None:
     """A unit that waits only because memory is closed has no reservation, which would keep others out afterwards."""
     book = a_busy_book(ann=20)

@@ -51,7 +51,7 @@ class Ceilings:
             elif total >= 3:
                 assert cpu[Lane.INTERACTIVE] <= cores
         if talk.closed:
-            assert not talk.out, "nothing starts beside what is out"
+            assert talk.promised_bytes() == 0, "nothing starts beside what was promised something"
             assert lease.memory_bytes <= max(0, talk.free_bytes())
         if lease.memory_bytes > 0:
             assert talk.promised_bytes() == 0 or lease.memory_bytes <= talk.free_bytes()
@@ -138,7 +138,7 @@ def test_nobody_waits_for_nothing(seed: int) -> None:
             free = talk.free_bytes()
             lacks_memory = size > 0 and promised > 0 and size > free
             if talk.closed:
-                lacks_memory = bool(talk.out) or size_class(ask.memory_bytes) > max(0, free)
+                lacks_memory = promised > 0 or size_class(ask.memory_bytes) > max(0, free)
             kept = (
                 held is not None
                 and held.key != key
