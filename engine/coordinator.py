@@ -54,6 +54,7 @@ from engine.policy.peaks import Peaks
 from engine.policy.spool import FULL_IN_A_ROW, Verdict
 from engine.policy.turns import Backlog, Rules, Turns
 from engine.ports import Answer, Ask, Clock, Ledger, Return, Source
+from engine.processes import private_bytes
 from engine.promises import Promises
 from engine.reasons import Reason
 from engine.settings import DEBUG_FILES, INDEXES_FOLDER, Settings
@@ -724,6 +725,10 @@ class Coordinator:
         worker = self._find_worker(unit) or self._start_worker(unit.stage)
         number = self._asks = self._asks + 1
         self._supervisor.reserve(worker, number, len(unit.pieces))
+        if self._promises.is_overdrawn:
+            # It has what others leave: no more of them than must be.
+            for idle in [idle for idle in self._supervisor.workers if not idle.busy]:
+                self._supervisor.retire(idle)
         name = worker.number, number
         _log.debug(
             "lease %s: unit %s of %s, %s orders of %s, worker %s, %s bytes promised",
@@ -843,9 +848,8 @@ class Coordinator:
                 )
                 going.cpu_seconds += report.cpu_seconds
                 self._note_room(report.failure)
-                lie = pipeline.ended(
-                    going.unit, report.index, report.worker.outbox, report.result, report.failure, cost
-                )
+                failure = self._judged(going, report.failure) if report.failure is not None else None
+                lie = pipeline.ended(going.unit, report.index, report.worker.outbox, report.result, failure, cost)
                 if lie is not None:
                     self._lies.append((report.worker, lie))
             case Finished():
@@ -853,6 +857,9 @@ class Coordinator:
                 self._end(going)
             case Lost():
                 self._lost(going, report)
+
+    def _judged(self, going: _Going, failure: Failure) -> Failure:
+        return self._promises.judged(going.lease, failure, own_bytes=private_bytes(os.getpid()))
 
     def _note_room(self, failure: Failure | None) -> None:
         """Free space says nothing of quotas: several copies or orders in a row that find no room do."""
@@ -878,9 +885,8 @@ class Coordinator:
             cpu_seconds=report.cpu_seconds,
             peak_bytes=report.peak_bytes,
         )
-        going.owner.pipeline.lost(
-            unit, report.blamed, report.failure, report.untouched, cost, outbox=report.worker.outbox
-        )
+        failure = self._judged(going, report.failure)
+        going.owner.pipeline.lost(unit, report.blamed, failure, report.untouched, cost, outbox=report.worker.outbox)
         self._end(going)
 
     def _end(self, going: _Going) -> None:

@@ -26,7 +26,8 @@ TELL_SECONDS = 0.1
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class _Promise:
-    """Of one lease. asked: more was asked for, and not answered yet; told: the desk knows the worker."""
+    """Of one lease. asked: more was asked for, and not answered yet; told: the desk knows the worker; limit: what the
+    worker may hold before it meets an error."""
 
     lease: LeaseId
     worker: Worker
@@ -34,8 +35,14 @@ class _Promise:
     promised_bytes: int
     ceiling_bytes: int
     since: float
+    limit_bytes: int = 0
     asked_bytes: int = 0
     told: bool = False
+
+    @property
+    def lacking_bytes(self) -> int:
+        """What was promised and is not there: of the whole budget others always have a part."""
+        return max(0, self.promised_bytes - self.limit_bytes)
 
 
 class Promises:
@@ -46,6 +53,7 @@ class Promises:
         self._supervisor, self._clock, self._limits = supervisor, clock, limits
         self._by_lease: dict[LeaseId, _Promise] = {}
         self._room_bytes = 0
+        self._heeded = 0.0
 
     def begin(self, lease: LeaseId, worker: Worker, *, promised_bytes: int, ceiling_bytes: int) -> int:
         """The worker has the unit of this lease from now on. Answers with what it may hold before it meets an error."""
@@ -58,7 +66,8 @@ class Promises:
             since=self._clock.monotonic(),
         )
         self._by_lease[lease] = promise
-        return self._limit_of(promise)
+        promise.limit_bytes = self._limit_of(promise)
+        return promise.limit_bytes
 
     def end(self, lease: LeaseId) -> None:
         """The unit is over. One that had not begun is passed over."""
@@ -79,8 +88,12 @@ class Promises:
     def are_due(self) -> bool:
         """The desk has to be told something now."""
         now = self._clock.monotonic()
+        is_long_ago = now - self._heeded >= TELL_SECONDS
         return any(
-            promise.asked_bytes or (not promise.told and now - promise.since >= TELL_SECONDS)
+            promise.asked_bytes
+            or (not promise.told and now - promise.since >= TELL_SECONDS)
+            # What others give back meanwhile is what it lacks.
+            or (promise.lacking_bytes and is_long_ago)
             for promise in self._by_lease.values()
         )
 
@@ -99,7 +112,7 @@ class Promises:
 
     def heed(self, claims: list[Claim], answer: Answer) -> list[Report]:
         """Do as the desk says. Answers with what became of the units of workers that were stopped."""
-        self._room_bytes = answer.room_bytes
+        self._room_bytes, self._heeded = answer.room_bytes, self._clock.monotonic()
         for claim in claims:
             promise = self._by_lease.get(claim.lease_id)
             if promise is None:
@@ -109,7 +122,10 @@ class Promises:
             # Denied, it keeps what it has, and is stopped when it is far over that; it asks again while it is not.
             if asked and claim.lease_id not in answer.denied:
                 promise.promised_bytes = asked
-                self._supervisor.allow(promise.worker, promised_bytes=asked, limit_bytes=self._limit_of(promise))
+                self._allow(promise)
+        for promise in self._by_lease.values():
+            if promise.lacking_bytes and self._limit_of(promise) > promise.limit_bytes:
+                self._allow(promise)
         reports: list[Report] = []
         for lease, why in answer.stops.items():
             promise = self._by_lease.get(lease)
@@ -122,12 +138,38 @@ class Promises:
         """So little is free that idle workers are in the way."""
         return self._room_bytes < self._limits().memory_limit_bytes // 16
 
+    @property
+    def is_overdrawn(self) -> bool:
+        """Less is there than was promised: whoever was promised the whole budget has what others leave of it."""
+        return self._room_bytes < 0
+
+    def judged(self, lease: LeaseId, failure: Failure, *, own_bytes: int) -> Failure:
+        """What the unit of a lease failed of. Out of memory where others had what it was promised: that is a kill from
+        outside. own_bytes: held by this process."""
+        promise = self._by_lease.get(lease)
+        if promise is None or failure.reason is not Reason.OUT_OF_MEMORY:
+            return failure
+        if not growth.is_deprived(
+            promised_bytes=promise.promised_bytes,
+            lacking_bytes=promise.lacking_bytes,
+            budget_bytes=self._limits().memory_limit_bytes,
+            own_bytes=own_bytes,
+        ):
+            return failure
+        had, promised = promise.limit_bytes // 10**6, promise.promised_bytes // 10**6
+        detail = f"others use the memory: it could have {had:,} of the {promised:,} MB that it was promised"
+        return Failure(reason=Reason.KILLED, detail=f"{detail} ({failure.detail})")
+
     def _stop(self, promise: _Promise, why: str) -> list[Report]:
         """Whoever holds no more than it was promised gives way to others: for its item that is a kill from outside."""
         weighed = promise.worker.weighed
         is_over = weighed is not None and weighed.resident_bytes > promise.promised_bytes
         reason = Reason.OUT_OF_MEMORY if is_over else Reason.KILLED
         return self._supervisor.stop(promise.worker, Failure(reason=reason, detail=why))
+
+    def _allow(self, promise: _Promise) -> None:
+        promise.limit_bytes = max(promise.limit_bytes, self._limit_of(promise))
+        self._supervisor.allow(promise.worker, promised_bytes=promise.promised_bytes, limit_bytes=promise.limit_bytes)
 
     def _limit_of(self, promise: _Promise) -> int:
         return growth.limit_of(

@@ -14,6 +14,10 @@ GROWTH: Final = 1.5
 #: Two libraries' buffers: what a unit may take over its promise where nothing at all is free. Less, and an innocent one
 #: would meet its limit for how the allocator rounds.
 LEAST_BURST_BYTES: Final = 16 * 1024**2
+#: Of a whole budget a run itself has a part: its own memory, the scheduler's, and a sixteenth that is kept free (the
+#: hard mark) and lost to rounding. What is lacking beyond that, and a sixteenth of the promise, others have.
+_SCHEDULER_BYTES: Final = 64 * 1024**2
+_PART: Final = 16
 
 
 def limit_of(promised_bytes: int, *, ceiling_bytes: int, room_bytes: int, cores: int) -> int:
@@ -32,3 +36,12 @@ def wish_of(resident_bytes: int, *, promised_bytes: int, ceiling_bytes: int) -> 
     """What to ask for on behalf of a worker that holds more than it was promised; None: it may have no more."""
     wish = min(int(resident_bytes * GROWTH), ceiling_bytes)
     return wish if wish > promised_bytes else None
+
+
+def is_deprived(*, promised_bytes: int, lacking_bytes: int, budget_bytes: int, own_bytes: int) -> bool:
+    """Others have much of what a unit was promised: if it runs out of memory, that says nothing of the unit.
+
+    lacking_bytes: of its promise. own_bytes: held by the coordinator itself.
+    """
+    unavoidable = budget_bytes // _PART + own_bytes + _SCHEDULER_BYTES
+    return lacking_bytes - unavoidable > promised_bytes // _PART

@@ -24,7 +24,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -392,12 +392,15 @@ class Supervisor:
             worker.limit_bytes = 0
         else:
             worker.limit_bytes = max(worker.limit_bytes, limit_bytes)
+        room = worker.limit_bytes + worker.grown_bytes if worker.limit_bytes else 0
+        if worker.pending is not None:
+            # It still loads its stage.
+            worker.pending = replace(worker.pending, memory_bytes=room)
         if worker.weighed is None:
             return
         self._watch.allow(worker.weighed, promised_bytes)
         # It may have ended, or have ended the unit, whose limit it then takes back itself: see UnitDone.
         worker.is_raised = True
-        room = worker.limit_bytes + worker.grown_bytes if worker.limit_bytes else 0
         with suppress(OSError):
             processes.raise_memory_limit(worker.process.pid, room, least_bytes=LEAST_MORE_BYTES)
 

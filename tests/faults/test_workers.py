@@ -14,11 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from engine.clock import SystemClock
 from engine.coordinator import Supervisor
 from engine.desk import stop_scheduler
 from engine.errors import CannotRunError
-from engine.model import Failure, ItemState, Lane, Stage, UserId
+from engine.model import Failure, ItemState, Lane, LeaseId, Stage, UserId
+from engine.policy.tokens import Limits
+from engine.ports import Answer
 from engine.processes import is_alive
+from engine.promises import Promises
 from engine.reasons import Reason
 from engine.run import open_own_ledger, run
 from engine.settings import Settings, load_settings
@@ -27,6 +31,7 @@ from engine.telemetry import SilentReporter
 from engine.workers import supervisor, watch
 from engine.workers.messages import EXIT_FULL
 from engine.workers.supervisor import Ended, Report, Swollen, Worker
+from tests.mill import wait_until
 from tests.processes.test_supervisor import (
     DONE,
     OURS,
@@ -119,6 +124,44 @@ def test_a_promise_that_grows_raises_the_worker_s_own_limit(opened: Opener) -> N
             one.allow(worker, promised_bytes=600 * MIB, limit_bytes=600 * MIB)
         (worker.inbox / "go").touch()
         assert failures(poll_to_the_end(one, worker)) == [outcome]
+        one.release(worker)
+
+
+def test_what_others_give_back_goes_to_the_unit_that_lacks_it(opened: Opener) -> None:
+    """It was promised the whole budget, and begins with what is there; more comes while its worker loads, and while it
+    works. What it fails of is its own doing only where others do not have what it was promised."""
+    one = opened()
+    limits = Limits(max_total_workers=4, max_workers_per_user=4, cpu_limit=2, memory_limit_bytes=600 * MIB)
+    promises = Promises(one, SystemClock(), lambda: limits)
+    worker = one.start(Stage.EXTRACT, {})
+    lease, much = LeaseId("alone"), {"do": "ask first", "bytes": 200 * MIB}
+    for unit, (before, at_once, later, outcome, reason) in enumerate(
+        (
+            (-560, -100, -100, None, None),
+            (-560, -560, -560, Reason.OUT_OF_MEMORY, Reason.KILLED),
+            (-560, -560, -100, None, None),
+            (-200, -200, -200, None, None),
+        ),
+        1,
+    ):
+        promises.heed([], Answer(room_bytes=before * MIB))
+        assert promises.is_overdrawn
+        one.reserve(worker, unit, 1)
+        limit = promises.begin(lease, worker, promised_bytes=600 * MIB, ceiling_bytes=600 * MIB)
+        assert limit == (600 + before) * MIB
+        one.assign(worker, [much], deadlines=[60.0], promised_bytes=600 * MIB, limit_bytes=limit)
+        promises.heed([], Answer(room_bytes=at_once * MIB))
+        assert poll_until(one, (worker.outbox / "began").exists) == []
+        assert wait_until(lambda: promises.are_due, "the desk to be asked again")
+        promises.heed([], Answer(room_bytes=later * MIB))
+        (worker.inbox / "go").touch()
+        reports = poll_to_the_end(one, worker)
+        assert failures(reports) == [outcome]
+        if outcome is not None:
+            failure = Failure(reason=outcome, detail="")
+            assert promises.judged(lease, failure, own_bytes=0).reason is reason
+            assert promises.judged(lease, failure, own_bytes=600 * MIB).reason is outcome
+        promises.end(lease)
         one.release(worker)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.policy.growth import LEAST_BURST_BYTES, limit_of, wish_of
+from engine.policy.growth import LEAST_BURST_BYTES, is_deprived, limit_of, wish_of
 
 SIZES = st.integers(1, 1 << 40)
 ROOMS = st.integers(0, 1 << 40)
@@ -49,3 +49,12 @@ def test_a_room_that_is_there_is_shared() -> None:
     assert limit_of(100 * mib, ceiling_bytes=2048 * mib, room_bytes=600 * mib, cores=2) == 300 * mib
     assert wish_of(120 * mib, promised_bytes=100 * mib, ceiling_bytes=2048 * mib) == 180 * mib
     assert wish_of(120 * mib, promised_bytes=100 * mib, ceiling_bytes=100 * mib) is None
+
+
+def test_who_lacks_more_than_a_run_takes_itself_is_deprived_by_others() -> None:
+    """Of a promised budget of 1 GiB, with a coordinator of 96 MiB, 224 MiB are lacking in any case; 64 more may be."""
+    mib = 1 << 20
+    for lacking, deprived in ((0, False), (224, False), (288, False), (289, True), (900, True)):
+        assert deprived == is_deprived(
+            promised_bytes=1024 * mib, lacking_bytes=lacking * mib, budget_bytes=1024 * mib, own_bytes=96 * mib
+        )
