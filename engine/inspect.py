@@ -87,6 +87,8 @@ class _Reading:
         """wanting: numbers of pages -> their pixels, 0 where unknown."""
         recognised: dict[int, Page] = {}
         notes = list(document.notes)
+        # What the reader holds is not needed any more, and may be what the pages lack.
+        self._end_workers()
         for number, pixels in wanting.items():
             order = {"media_type": document.media_type, "page": number}
             guess = self._fitted(estimates.ocr_page(media_type=document.media_type, pixels=pixels))
@@ -110,8 +112,13 @@ class _Reading:
         done = self._do_once(stage, order, estimate, field)
         ran_out = isinstance(done, Failure) and done.reason is Reason.OUT_OF_MEMORY
         if ran_out and estimate.memory_bytes < estimate.ceiling_bytes:
+            self._end_workers()
             done = self._do_once(stage, order, replace(estimate, memory_bytes=estimate.ceiling_bytes), field)
         return done
+
+    def _end_workers(self) -> None:
+        for worker in self._supervisor.workers:
+            self._supervisor.retire(worker)
 
     def _do_once(self, stage: Stage, order: Mapping[str, Any], estimate: Estimate, field: str) -> object:
         """One unit under one token."""
