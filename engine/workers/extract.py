@@ -106,8 +106,9 @@ def _type_in(file: BinaryIO, name: str) -> str:
     if media_type == types.ZIP:
         return _zip_type(file)
     if media_type == types.OLE:
+        size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        return types.ole_media_type(types.ole_names(file.read(_OLE_BYTES)))
+        return types.ole_media_type(types.ole_names(file.read(min(size, _OLE_BYTES))))
     return media_type
 
 

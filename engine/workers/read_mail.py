@@ -15,6 +15,7 @@ import email.message
 import email.parser
 import email.policy
 import email.utils
+import os
 import quopri
 import re
 from collections.abc import Iterator
@@ -60,7 +61,8 @@ _TROUBLE: Final = (ValueError, TypeError, LookupError, AttributeError, Assertion
 def read(material: Material) -> Document:
     """A document of kind mail, also for a mail without body or headers. Its parts are written into the outbox."""
     with open(material.path, "rb") as file:
-        data = file.read(MAX_MAIL_BYTES + 1)
+        # No more than there is: the memory for what is asked for is taken before a byte is read.
+        data = file.read(min(os.fstat(file.fileno()).st_size, MAX_MAIL_BYTES + 1))
     notes = [f"the mail was cut at {MAX_MAIL_BYTES} bytes"] if len(data) > MAX_MAIL_BYTES else []
     data, header_notes = _bounded(data[:MAX_MAIL_BYTES])
     message, parse_notes = _parsed(data, material.place)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import re
 import struct
+import tracemalloc
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from engine.workers.archive import open_archive
 from engine.workers.ocr import open_stage
 from engine.workers.reading import tidy
 from tests import bombs
-from tests.unit.extraction import Desk, encoded, text_of
+from tests.unit.extraction import Desk, encoded, ole_of, text_of
 
 
 @pytest.fixture
@@ -64,6 +66,21 @@ def test_a_mail_that_needs_more_memory_than_is_left_is_refused_before_it_is_take
     assert reason is Reason.OUT_OF_MEMORY
     assert detail.startswith("taking apart a mail of")
     assert len(text_of(desk.read(bombs.MAIL + b"\n" + lines, "a.eml"))) == len(lines) - 1
+
+
+@pytest.mark.parametrize(("name", "data"), [("a.eml", bombs.MAIL + b"\nHello\n"), ("a.doc", ole_of("WordDocument"))])
+def test_a_small_file_asks_for_little_memory(desk: Desk, name: str, data: bytes) -> None:
+    """What is asked for counts under the limit of a worker, whether it is used or not."""
+    with suppress(StageFailed):
+        desk.read(data, name)  # What is imported for it is not counted.
+    (desk.inbox / "1").unlink()
+    tracemalloc.start()
+    try:
+        with suppress(StageFailed):
+            desk.read(data, name)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
 
 
 # --- what multiplies --------------------------------------------------------------------------------------------------
