@@ -83,8 +83,10 @@ DISK_SECONDS, PROGRESS_SECONDS, SWEEP_SECONDS = 0.5, 0.2, 0.5
 EXPLAIN_SECONDS = 0.5
 #: Removals are names only; all of them are taken up at once.
 _ALL = 10**9
-#: A worker of any stage, at rest: what idle ones may take of a small server.
-_IDLE_WORKER_BYTES = 400 * 1024**2
+#: A worker at rest, over all stages (40 to 250 MiB), with what it may have kept: on a small server as many may live as
+#: fit. On 1 GiB there is one of each stage then; with fewer, each second unit waits for a Python to start. When memory
+#: is waited for, they go all the same.
+_IDLE_WORKER_BYTES = 160 * 1024**2
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -681,10 +683,15 @@ class Coordinator:
         idle = [worker for worker in self._supervisor.workers if not worker.busy and worker.ready]
         if not idle or not (lacking or self._promises.is_short):
             return
-        wanted = {unit.stage for opened in self._askers.values() for unit in opened.asked.values()}
+        wanted = self._wanted_stages()
         unwanted = [worker for worker in idle if worker.stage not in wanted]
         for worker in unwanted or (idle if lacking else ()):
+            _log.debug("worker %s of %s makes room: %s bytes are free", worker.number, worker.stage, answer.room_bytes)
             self._supervisor.retire(worker)
+
+    def _wanted_stages(self) -> set[Stage]:
+        """Of units that wait for a token."""
+        return {unit.stage for opened in self._askers.values() for unit in opened.asked.values()}
 
     def _free_stuck(self) -> None:
         for worker in self._stuck.keys() - set(self._supervisor.dying):
@@ -759,6 +766,10 @@ class Coordinator:
         while (worker := self._supervisor.find_idle(unit.stage)) is not None:
             if worker.resting_bytes + growth.LEAST_BURST_BYTES <= unit.memory_bytes:
                 return worker
+            _log.debug(
+                "worker %s of %s holds %s bytes, too many for a unit of %s: it is replaced",
+                *(worker.number, worker.stage, worker.resting_bytes, unit.memory_bytes),
+            )
             self._supervisor.retire(worker)
         return None
 
@@ -766,7 +777,14 @@ class Coordinator:
         """A new worker; idle ones of other stages make room when there are many."""
         limits = self._desk.limits
         most = max(limits.cpu_limit + 1, min(limits.cpu_limit + 5, limits.memory_limit_bytes // _IDLE_WORKER_BYTES))
-        idle = deque(worker for worker in self._supervisor.workers if not worker.busy)
+        wanted = self._wanted_stages()
+        # Those of stages that no unit waits for first.
+        idle = deque(
+            sorted(
+                (worker for worker in self._supervisor.workers if not worker.busy),
+                key=lambda worker: worker.stage in wanted,
+            )
+        )
         while idle and len(self._supervisor.workers) >= most:
             self._supervisor.retire(idle.popleft())
         return self._supervisor.start(stage, self._plan.options[stage])

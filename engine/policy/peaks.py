@@ -1,7 +1,8 @@
 """What units of a kind have really taken of the memory: histograms that forget, and what they say of the next unit.
 
     observed peak -> bucket, 5 % wide, of its (stage, kind, octave of the size)
-    next unit     <- 95th percentile of that histogram + 15 %, once it has 8 samples; until then the worst case
+    next unit     <- 95th percentile of that histogram + 15 % (16 MiB at least), once it has 8 samples; until then the
+                     worst case
 
 Rule: adding is all that is ever done to a histogram, so that any number of processes add to the same rows without
 having read them, and what was written twice or lost with a process costs a sample, never the sense of the rest. An old
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from engine.model import PeakCount, PeakKey
+from engine.policy.growth import LEAST_BURST_BYTES
 
 _MIB: Final = 1024**2
 
@@ -34,6 +36,9 @@ MOST_BUCKETS: Final = 270
 #: all there is. Promising each what the largest took would leave memory idle all night.
 SHARE: Final = 0.95
 MARGIN: Final = 1.15
+#: And never a smaller one than a unit may take in any case: a worker that rests at what its kind takes would be
+#: replaced before each unit.
+LEAST_MARGIN_BYTES: Final = LEAST_BURST_BYTES
 #: So many samples before they count: fewer are too often all alike.
 ENOUGH_SAMPLES: Final = 8
 #: Two weeks: after a new release of a library, or another kind of scans, the last nights say more than all before,
@@ -149,4 +154,5 @@ class Peaks:
         found = self._histograms.get(key)
         if found is None or found.samples < ENOUGH_SAMPLES:
             return None
-        return math.ceil(found.percentile(SHARE) * MARGIN)
+        peak = found.percentile(SHARE)
+        return max(math.ceil(peak * MARGIN), peak + LEAST_MARGIN_BYTES)
