@@ -55,7 +55,7 @@ from engine.policy.spool import FULL_IN_A_ROW, Verdict
 from engine.policy.turns import Backlog, Rules, Turns
 from engine.ports import Answer, Ask, Clock, Ledger, Return, Source
 from engine.processes import private_bytes
-from engine.promises import Promises
+from engine.promises import TELL_SECONDS, Promises
 from engine.reasons import Reason
 from engine.settings import DEBUG_FILES, INDEXES_FOLDER, Settings
 from engine.sources.uri import open_source
@@ -730,12 +730,10 @@ class Coordinator:
 
     def _begin(self, owner: _Open, unit: Unit, lease: LeaseId) -> None:
         worker = self._find_worker(unit) or self._start_worker(unit.stage)
+        if self._promises.is_overdrawn:
+            self._make_way_for(worker)
         number = self._asks = self._asks + 1
         self._supervisor.reserve(worker, number, len(unit.pieces))
-        if self._promises.is_overdrawn:
-            # It has what others leave: no more of them than must be.
-            for idle in [idle for idle in self._supervisor.workers if not idle.busy]:
-                self._supervisor.retire(idle)
         name = worker.number, number
         _log.debug(
             "lease %s: unit %s of %s, %s orders of %s, worker %s, %s bytes promised",
@@ -759,6 +757,19 @@ class Coordinator:
             self._wake()
 
         self._threads.submit(copy)
+
+    def _make_way_for(self, worker: Worker) -> None:
+        """It was promised what is not there, and has what others leave: no idle ones then."""
+        now = self._clock.monotonic()
+        given_back = 0
+        for idle in [idle for idle in self._supervisor.workers if not idle.busy]:
+            if now - idle.began >= 2 * TELL_SECONDS:
+                # By now the desk's guard counts it as taken; what the worker itself holds already is its own.
+                with suppress(ProcessLookupError):
+                    given_back += private_bytes(idle.watched.pid)
+            if idle is not worker:
+                self._supervisor.retire(idle)
+        self._promises.note_given_back(given_back)
 
     def _find_worker(self, unit: Unit) -> Worker | None:
         """An idle worker that leaves the unit something of what it was promised: one that has kept much of earlier

@@ -144,10 +144,10 @@ class Promises:
         return self._room_bytes < 0
 
     def judged(self, lease: LeaseId, failure: Failure, *, own_bytes: int) -> Failure:
-        """What the unit of a lease failed of. Out of memory where others had what it was promised: that is a kill from
-        outside. own_bytes: held by this process."""
+        """What the unit of a lease failed of. Out of memory where others had what it was promised, or crashed, as
+        libraries do that get none: that is a kill from outside. own_bytes: held by this process."""
         promise = self._by_lease.get(lease)
-        if promise is None or failure.reason is not Reason.OUT_OF_MEMORY:
+        if promise is None or failure.reason not in (Reason.OUT_OF_MEMORY, Reason.CRASHED):
             return failure
         if not growth.is_deprived(
             promised_bytes=promise.promised_bytes,
@@ -159,6 +159,11 @@ class Promises:
         had, promised = promise.limit_bytes // 10**6, promise.promised_bytes // 10**6
         detail = f"others use the memory: it could have {had:,} of the {promised:,} MB that it was promised"
         return Failure(reason=Reason.KILLED, detail=f"{detail} ({failure.detail})")
+
+    def note_given_back(self, size_bytes: int) -> None:
+        """So much of what counts as taken is free by now; the desk will say so with its next look."""
+        if self._room_bytes < 0:
+            self._room_bytes = min(0, self._room_bytes + size_bytes)
 
     def _stop(self, promise: _Promise, why: str) -> list[Report]:
         """Whoever holds no more than it was promised gives way to others: for its item that is a kill from outside."""
