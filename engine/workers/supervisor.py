@@ -705,8 +705,9 @@ class Supervisor:
         if not dying.is_news:
             return True
         failure = dying.failure or _cause(code, worker)
-        if dying.failure is None and code == EXIT_FULL and dying.slate == (worker.unit, len(worker.done) - 1):
-            # Said between two orders, that is no order's fault.
+        between = bool(worker.done) and dying.slate == (worker.unit, len(worker.done) - 1)
+        if dying.failure is None and code == EXIT_FULL and between:
+            # Said between two orders, that is no order's fault. Before the first it would be said for ever.
             failure = Failure(reason=Reason.KILLED, detail="its worker made way: it could not give memory back")
         if worker.unit:
             reports.append(self._loss(dying, failure))
@@ -794,7 +795,8 @@ def _cause(code: int, worker: Worker) -> Failure:
     if code == -signal.SIGKILL and worker.weighed is not None and worker.weighed.struck is not None:
         return worker.weighed.struck
     if code < 0:
-        name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
+        # Of the 64 signals, those between SIGRTMIN and SIGRTMAX are valid and have no name.
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         if -code in _OUTSIDE:
             return Failure(reason=Reason.KILLED, detail=f"its worker was ended by {name} from outside", signal=-code)
         return Failure(reason=Reason.CRASHED, detail=f"its worker was ended by {name}", signal=-code)

@@ -374,10 +374,15 @@ def test_what_an_order_keeps_when_it_runs_out_is_not_the_next_ones_fault(opened:
     assert failures(rest(do(one, other, hoard))) == [Reason.OUT_OF_MEMORY]
 
 
-def test_a_worker_that_ends_in_the_middle_of_an_order_is_blamed_whatever_it_says(opened: Opener) -> None:
-    """The code that means making way says nothing while an order is being done."""
+@pytest.mark.parametrize("slate", [None, "1 -1", "2 0", ""])
+def test_a_worker_that_ends_in_the_middle_of_an_order_is_blamed_whatever_it_says(
+    opened: Opener, slate: str | None
+) -> None:
+    """The code that means making way says nothing while an order is being done, and a slate that is made to say that
+    none was begun does not help: it would be given out again for ever."""
     one = opened()
-    end = lost(rest(do(one, start_ready(one), {"do": "exit now", "code": EXIT_FULL}, written("b"))))
+    deed = {"do": "exit now"} if slate is None else {"do": "smear slate", "text": slate}
+    end = lost(rest(do(one, start_ready(one), {**deed, "code": EXIT_FULL}, written("b"))))
     assert (end.blamed, end.untouched, end.failure.reason) == (0, (1,), Reason.CRASHED)
 
 

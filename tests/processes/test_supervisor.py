@@ -319,6 +319,7 @@ def test_a_stage_knows_how_much_memory_it_may_still_take(opened: Opener) -> None
         ({"do": "signal", "signal": signal.SIGSEGV}, signal.SIGSEGV, "SIGSEGV"),
         ({"do": "signal", "signal": signal.SIGBUS}, signal.SIGBUS, "SIGBUS"),
         ({"do": "abort"}, signal.SIGABRT, "SIGABRT"),
+        ({"do": "signal", "signal": signal.SIGRTMIN + 6}, signal.SIGRTMIN + 6, "signal 40"),
         ({"do": "exit now", "code": 0}, 0, "ended with code 0"),
         (
             {"do": "exit now", "code": 3, "words": "first\nlast \x1b[31mwords\n"},

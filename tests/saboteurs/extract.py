@@ -182,7 +182,7 @@ def smear_slate(order: Mapping[str, Any], place: Place) -> NoReturn:
         os.mkfifo(slate)
     else:
         slate.write_text(order["text"])
-    os._exit(1)
+    os._exit(order.get("code", 1))
 
 
 # --- standing still ---
