@@ -619,6 +619,10 @@ class Supervisor:
                 failure = self._overrun(worker, now)
                 if failure is not None:
                     self._lose(worker, failure, reports)
+            elif not worker.given and _resident_bytes(worker) > worker.resting_bytes + GROWTH_BYTES:
+                # Nobody weighs it, and it should be doing nothing.
+                idler = Failure(reason=Reason.KILLED, detail="its worker grew while it had nothing to do")
+                self._lose(worker, idler, reports, may_blame=False)
             elif not worker.busy and now - worker.began > IDLE_SECONDS:
                 self._let_go(worker)
 

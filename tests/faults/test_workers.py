@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -174,6 +176,28 @@ def test_what_a_worker_has_started_counts_as_its_own(opened: Opener) -> None:
     end = lost(rest(poll_to_the_end(one, worker)))
     assert (end.blamed, end.failure.reason) == (0, Reason.OUT_OF_MEMORY)
     assert end.peak_bytes > 200 * MIB
+
+
+def test_a_worker_of_many_threads_is_stopped(opened: Opener) -> None:
+    """Each takes one of the places for processes, which are the whole machine's. Its order is blamed."""
+    one = opened()
+    end = lost(rest(do(one, start_ready(one), written("a"), {"do": "many threads"}, written("c"))))
+    assert (end.blamed, end.untouched, end.failure.reason) == (1, (2,), Reason.PROTOCOL)
+    assert re.fullmatch(r"its worker ran [\d,]+ threads", end.failure.detail)
+
+
+def test_a_worker_that_grows_while_it_has_nothing_to_do_is_ended(opened: Opener) -> None:
+    """Whoever has taken it over waits until nobody weighs it. It is no unit's fault."""
+    one = opened()
+    worker = start_ready(one)
+    one.reserve(worker, 1, 1)
+    (worker.inbox / "go").touch()
+    one.assign(worker, [{"do": "later", "bytes": 200 * MIB}], deadlines=[60.0], promised_bytes=0, limit_bytes=0)
+    assert failures(poll_to_the_end(one, worker)) == [None]
+    one.release(worker)
+    began = monotonic()
+    assert poll_until(one, lambda: worker.gone) == []
+    assert monotonic() - began < supervisor.IDLE_SECONDS / 2
 
 
 def test_a_leak_of_five_megabytes_a_unit_is_stopped_without_any_loss(

@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -229,6 +230,24 @@ def shout(order: Mapping[str, Any], place: Place) -> Result:
     return {}
 
 
+def many_threads(order: Mapping[str, Any], place: Place) -> NoReturn:
+    """Threads that do nothing, as many as there may be."""
+    while True:
+        threading.Thread(target=signal.pause, daemon=True).start()
+
+
+def later(order: Mapping[str, Any], place: Place) -> Result:
+    """Takes so much memory when the unit is over: its worker has nothing to do then, and nobody weighs it."""
+
+    def go_on() -> None:
+        while (place.inbox / "go").exists():
+            time.sleep(0.005)
+        _kept.append(_take(order["bytes"]))
+
+    threading.Thread(target=go_on, daemon=True).start()
+    return {}
+
+
 # --- helpers left behind ---
 
 
@@ -348,6 +367,8 @@ DEEDS: dict[str, Callable[[Mapping[str, Any], Place], Result]] = {
     "hold": hold,
     "chatter": chatter,
     "shout": shout,
+    "many threads": many_threads,
+    "later": later,
     "child": have_child,
     "orphan": have_orphan,
     "glutton": have_glutton,
