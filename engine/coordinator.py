@@ -865,12 +865,15 @@ class Coordinator:
                 self._lost(going, report)
 
     def _note_room(self, failure: Failure | None) -> None:
-        """Free space says nothing of quotas: several copies or orders in a row that find no room do."""
+        """Free space says nothing of quotas: several copies or orders in a row that find no room do.
+
+        A worker's word alone ends no run: we try it ourselves.
+        """
         if failure is None:
             self._full_in_a_row = 0
         elif failure.reason is Reason.DISK_FULL:
             self._full_in_a_row += 1
-            if self._full_in_a_row >= FULL_IN_A_ROW:
+            if self._full_in_a_row >= FULL_IN_A_ROW and spools.is_full(self._settings):
                 said = f"the disk is full: {failure.detail}; free space, then run again"
                 self._draining = self._draining or (EXIT_CANNOT, said)
 

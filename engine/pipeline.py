@@ -661,9 +661,12 @@ class UserPipeline:
         """
         record = item.record
         listed: list[Listed] = []
+        # Of all together no more than an outbox may hold: files of nothing but holes take no room there, and all here.
+        left = spool.outbox_limit(Stage.EXTRACT, 1, record.size_bytes)
         for number, part in enumerate(document.parts):
             name = f"{record.id}-{number}"
-            sha256, size = self._parts.add(name, outbox, part.file)
+            sha256, size = self._parts.add(name, outbox, part.file, left)
+            left -= size
             listed.append(
                 Listed(
                     key=ItemKey(f"{record.key}{PART_MARK}{number}"),
@@ -795,7 +798,7 @@ class UserPipeline:
         name = result.get("faiss")
         target = self._writer.folder / "vectors.draft"
         target.unlink(missing_ok=True)
-        results.take_file(outbox, str(name), target, _MOST_FAISS_BYTES)
+        results.take_file(outbox, str(name), target, min(unit.outbox_limit, _MOST_FAISS_BYTES))
         assert self._exported is not None
         if result.get("count") != self._exported.count:
             target.unlink()

@@ -6,10 +6,12 @@ policy/spool.py; here it is measured, and remembered who waits.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +26,9 @@ from engine.settings import Settings
 
 #: In the data directory.
 SPOOL_FOLDER = "spool"
+#: Megabytes that a disk must have room for to be believed against a worker's word.
+_TRIAL_BLOCKS = 8
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 #: What a file in an outbox counts at least: a name takes an inode, and the time to find it. A mail of a thousand small
 #: attachments has 64 MB by this, less than the text that it may have.
 NAME_BYTES = 64 << 10
@@ -146,6 +151,16 @@ def find_short(settings: Settings) -> DiskShort | None:
     """Whether the data directory's disk is below its reserve now."""
     free, reserve = guards.disk_free_bytes(settings.data_dir), settings.disk_reserve_bytes
     return DiskShort(path=settings.data_dir, free_bytes=free, reserve_bytes=reserve) if free < reserve else None
+
+
+def is_full(settings: Settings) -> bool:
+    """Whether a file of a few megabytes cannot be written into the spool. For milliseconds it lies there."""
+    try:
+        with tempfile.TemporaryFile(dir=settings.data_dir / SPOOL_FOLDER, buffering=0) as file:
+            block = bytes(1 << 20)
+            return any(file.write(block) < len(block) for _ in range(_TRIAL_BLOCKS))
+    except OSError as error:
+        return error.errno in NO_ROOM
 
 
 class SpoolRoom:
