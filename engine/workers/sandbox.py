@@ -221,17 +221,18 @@ def _python_trees() -> Iterator[str]:
         # Not all of it: some make a virtual environment of their home.
         yield from (os.path.join(prefix, "lib"), os.path.join(prefix, "lib64"))
     for place in sys.path:
-        if os.path.isfile(place) or _holds_packages(place):
+        if os.path.isfile(place) or _holds(place, ".dist-info"):
             yield place
-    # Colons and semicolons part them, and an empty one is the working folder (ld.so(8)).
+    # Colons and semicolons part them, and an empty or relative one is of the working folder (ld.so(8)): anybody's.
     for place in os.environ.get("LD_LIBRARY_PATH", "").replace(";", ":").split(":"):
-        if place:
+        if os.path.isabs(place) and _holds(place, ".so"):
             yield place
 
 
-def _holds_packages(place: str) -> bool:
+def _holds(place: str, ending: str) -> bool:
+    """Something with that ending, whatever version stands behind it (libfaiss.so.1), lies directly in the folder."""
     try:
-        return any(name.endswith(".dist-info") for name in os.listdir(place)) if place else False
+        return any(f"{ending}." in f"{name}." for name in os.listdir(place)) if place else False
     except OSError:
         return False
 

@@ -109,7 +109,8 @@ def surroundings(place: Path) -> Iterator[dict[str, Any]]:
     folder = place / "tree" / "indexes" / "ann"
     folder.mkdir(parents=True)
     (folder / "letter").write_text("for ann alone")
-    (place / "tree" / "open").write_text("a library")
+    (place / "tree" / "open").write_text("beside a library")
+    (place / "tree" / "libheron.so.1").touch()
     (folder / "spare").write_text("to be removed")
     with (
         socket.create_server(("127.0.0.1", 0)) as tcp,
@@ -121,6 +122,7 @@ def surroundings(place: Path) -> Iterator[dict[str, Any]]:
         unix.listen()
         yield {
             "open": str(place / "tree" / "open"),
+            "beside": str(place / "beside"),
             "path": str(folder / "letter"),
             "spare": str(folder / "spare"),
             "folder": str(folder),
@@ -150,7 +152,10 @@ def test_a_confined_worker_can_do_its_work_and_nothing_else(
 ) -> None:
     """Every deed succeeds in a worker without a sandbox; within, all that is not its work is refused, even where the
     other users' folder lies in a tree that the worker may read."""
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path / "tree"))
+    # The first folder holds libraries; the others are somebody's that was careless.
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{tmp_path / 'tree'}:.:/:{tmp_path}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beside").write_text("for nobody")
     with surroundings(tmp_path) as told:
         private = [Path(told["folder"]).parent]
         tried = {}

@@ -170,6 +170,7 @@ DEEDS: dict[str, Deed] = {
     "make a temporary file": lambda order, place: os.close(tempfile.mkstemp()[0]),
     # What it may not: files.
     "read another's file": lambda order, place: Path(order["path"]).read_text(),
+    "read in the working folder": lambda order, place: Path(order["beside"]).read_text(),
     "list another's folder": lambda order, place: os.listdir(order["folder"]),
     "list its own home": lambda order, place: os.listdir(place.inbox.parent),
     "read another's through /proc": lambda order, place: os.open(f"/proc/{order['parent']}/environ", os.O_RDONLY),
