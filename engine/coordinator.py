@@ -88,6 +88,9 @@ _ALL = 10**9
 #: is waited for, they go all the same.
 _IDLE_WORKER_BYTES = 160 * 1024**2
 
+#: What a worker that has nothing to do may hold of the disk: its slate, and a moment's leftovers.
+_IDLE_BYTES = 4 * 1024**2
+
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_CANNOT, EXIT_DEADLINE, EXIT_INTERRUPTED = 0, 3, 4, 5, 130
@@ -366,11 +369,18 @@ class Coordinator:
             self._draining = self._draining or (EXIT_CANNOT, str(short))
             if short.badly:
                 self._stop_units()
+        for worker in self._supervisor.workers:
+            # Its outbox is empty. One that was taken over may wait until nobody looks.
+            if not worker.busy and worker.ready and self._wrote(worker, _IDLE_BYTES) > _IDLE_BYTES:
+                self._supervisor.retire(worker)
         for going in list(self._going.values()):
-            wrote = spools.bytes_in(going.worker.outbox) if going.assigned else 0
+            wrote = self._wrote(going.worker, going.unit.outbox_limit) if going.assigned else 0
             if wrote > going.unit.outbox_limit and going.name in self._going:
                 lie = f"it wrote {wrote // 10**6:,} MB, and may write {going.unit.outbox_limit // 10**6:,} MB"
                 self._hear_all(self._supervisor.stop(going.worker, Failure(reason=Reason.PROTOCOL, detail=lie)))
+
+    def _wrote(self, worker: Worker, most: int) -> int:
+        return spools.written_by(worker.process.pid, worker.home, most)
 
     def _hear_of_users(self) -> None:
         """Take in what the surveyor has found."""
@@ -891,12 +901,15 @@ class Coordinator:
         return self._promises.judged(going.lease, failure, own_bytes=private_bytes(os.getpid()))
 
     def _note_room(self, failure: Failure | None) -> None:
-        """Free space says nothing of quotas: several copies or orders in a row that find no room do."""
+        """Free space says nothing of quotas: several copies or orders in a row that find no room do.
+
+        A worker's word alone ends no run: we try it ourselves.
+        """
         if failure is None:
             self._full_in_a_row = 0
         elif failure.reason is Reason.DISK_FULL:
             self._full_in_a_row += 1
-            if self._full_in_a_row >= FULL_IN_A_ROW:
+            if self._full_in_a_row >= FULL_IN_A_ROW and spools.is_full(self._settings):
                 said = f"the disk is full: {failure.detail}; free space, then run again"
                 self._draining = self._draining or (EXIT_CANNOT, said)
 

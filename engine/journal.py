@@ -27,6 +27,8 @@ from engine.workers.journal import MAX_JOURNAL_BYTES, name_of
 _FULL = {"full": True}
 #: Room for that line.
 _FULL_BYTES = 100
+#: The head, a line for each page, and perhaps the one above.
+_MOST_LINES = MAX_PAGES + 2
 #: Of what a failure says, in a note.
 _DETAIL_CHARS = 300
 
@@ -130,6 +132,10 @@ def _words_of(failure: Failure) -> str:
 
 
 def _parsed(data: bytes, left_out: Collection[int]) -> Unfinished:
+    # Before it is taken apart: what is no journal may take a hundred times its size, and minutes.
+    if data.count(b"\n") > _MOST_LINES:
+        raise MalformedMessage(f"journal has more than {_MOST_LINES} lines")
+    results.check_frame(data, "journal")
     # What follows the last end of a line is a line that was being written.
     head, *entries = (_table(line) for line in data.split(b"\n")[:-1]) if b"\n" in data else ({},)
     document, count = Document.from_json(head.get("document")), head.get("pages")

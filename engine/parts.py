@@ -21,12 +21,15 @@ class PartStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def add(self, name: str, outbox: Path, file: str) -> tuple[str, int]:
-        """Take a part from a worker's outbox: (sha256 in hex, bytes). Raises MalformedMessage."""
+    def add(self, name: str, outbox: Path, file: str, most: int = MAX_PART_BYTES) -> tuple[str, int]:
+        """Take a part of at most so many bytes from a worker's outbox: (sha256 in hex, bytes).
+
+        Raises MalformedMessage.
+        """
         self._folder.mkdir(mode=0o700, exist_ok=True)
         # In one step: a thread may be copying the part at this moment, and half of it would pass for the whole.
         draft = self._folder / f"{name}.draft"
-        taken = results.take_file(outbox, file, draft, MAX_PART_BYTES)
+        taken = results.take_file(outbox, file, draft, min(most, MAX_PART_BYTES))
         draft.replace(self._folder / name)
         return taken
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import math
 from array import array
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from engine.plan import Plan
 from engine.policy import estimates, spool, units
 from engine.policy.estimates import Estimate
 from engine.policy.peaks import Peaks, after_running_out
-from engine.policy.retries import after_failure, keeps_published, worth_another_run
+from engine.policy.retries import SPARED_ALLOWED, after_failure, keeps_published, worth_another_run
 from engine.ports import Attempt, Clock, FetchFailed, ItemRecord, Ledger, Move, Source
 from engine.publishing import Publisher
 from engine.reasons import CATALOGUE, Reason
@@ -97,6 +97,7 @@ class Kept:
     held     parts whose bytes are gone, by the mail that is read again for them
     beneath  how many attachments were found in the attachments of a listed item, and in theirs
     waiting  items of which everything is there, and that can be published only when the rest of the user is there too
+    spared   how often a worker was killed before it began the first order of its unit, by what that was about
     """
 
     page_failures: dict[tuple[ItemId, int], int] = field(default_factory=dict)
@@ -109,6 +110,7 @@ class Kept:
     held: dict[ItemId, ItemId] = field(default_factory=dict)
     beneath: dict[tuple[SourceId, str], int] = field(default_factory=dict)
     waiting: set[ItemId] = field(default_factory=set)
+    spared: Counter[Hashable] = field(default_factory=Counter)
 
     def narrowed(self, record: ItemRecord, document: Document) -> Document:
         """What was read, without the attachments that are too many: of all attachments of one listed item together no
@@ -589,6 +591,13 @@ class UserPipeline:
     ) -> None:
         """The worker is gone: the blamed order has failed, the others go back to their queues as they were."""
         orders = unit.orders or list(unit.pieces)
+        if blamed is None and failure.reason is Reason.KILLED and unit.orders and len(untouched) == len(orders):
+            # So it seems; but one that writes on its slate what it likes, and kills itself, may do so for ever.
+            first, *others = untouched
+            name = _name_of(unit.stage, orders[first])
+            self._kept.spared[name] += 1
+            if self._kept.spared[name] > SPARED_ALLOWED:
+                blamed, untouched = first, others
         for index in reversed(untouched):
             if index < len(orders):
                 self._requeue(unit.stage, orders[index])
@@ -652,9 +661,12 @@ class UserPipeline:
         """
         record = item.record
         listed: list[Listed] = []
+        # Of all together no more than an outbox may hold: files of nothing but holes take no room there, and all here.
+        left = spool.outbox_limit(Stage.EXTRACT, 1, record.size_bytes)
         for number, part in enumerate(document.parts):
             name = f"{record.id}-{number}"
-            sha256, size = self._parts.add(name, outbox, part.file)
+            sha256, size = self._parts.add(name, outbox, part.file, left)
+            left -= size
             listed.append(
                 Listed(
                     key=ItemKey(f"{record.key}{PART_MARK}{number}"),
@@ -786,7 +798,7 @@ class UserPipeline:
         name = result.get("faiss")
         target = self._writer.folder / "vectors.draft"
         target.unlink(missing_ok=True)
-        results.take_file(outbox, str(name), target, _MOST_FAISS_BYTES)
+        results.take_file(outbox, str(name), target, min(unit.outbox_limit, _MOST_FAISS_BYTES))
         assert self._exported is not None
         if result.get("count") != self._exported.count:
             target.unlink()
@@ -1041,6 +1053,13 @@ class UserPipeline:
         ):
             needed = after_running_out(cost.peak_bytes or estimate.memory_bytes)
             self._peaks.learn(estimate.key, needed, now)
+
+
+def _name_of(stage: Stage, piece: Piece) -> Hashable:
+    """What the order is about, whatever unit it is in."""
+    if piece.item is None:
+        return stage, *(known for known, _ in piece.texts[:1])
+    return stage, piece.item.record.id, piece.page
 
 
 def _write(target: Path, data: bytes) -> None:

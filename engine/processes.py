@@ -265,6 +265,16 @@ def resident_bytes(pid: int) -> int:
         raise ProcessLookupError(f"no process {pid}") from error
 
 
+def threads(pid: int) -> int:
+    """How many threads the process has. Raises ProcessLookupError."""
+    if _ON_LINUX:
+        return int(_stat_fields(pid)[17])
+    try:
+        return int(psutil.Process(pid).num_threads())
+    except psutil.Error as error:
+        raise ProcessLookupError(f"no process {pid}") from error
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryUse:
     """What /proc/<pid>/status says of a process, in bytes; 0 where it does not say.

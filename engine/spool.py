@@ -6,9 +6,12 @@ policy/spool.py; here it is measured, and remembered who waits.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
+import stat
+import tempfile
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +26,12 @@ from engine.settings import Settings
 
 #: In the data directory.
 SPOOL_FOLDER = "spool"
+#: Megabytes that a disk must have room for to be believed against a worker's word.
+_TRIAL_BLOCKS = 8
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+#: What a file in an outbox counts at least: a name takes an inode, and the time to find it. A mail of a thousand small
+#: attachments has 64 MB by this, less than the text that it may have.
+NAME_BYTES = 64 << 10
 
 
 @contextmanager
@@ -67,14 +76,54 @@ def _is_stale(entry: Path) -> bool:
 
 def bytes_in(folder: Path) -> int:
     """What lies in a folder, as the disk counts it. Links are not followed, and what vanishes meanwhile counts 0."""
-    total = 0
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            with suppress(OSError):
-                total += entry.stat(follow_symlinks=False).st_blocks * 512
-                if entry.is_dir(follow_symlinks=False):
-                    total += bytes_in(Path(entry.path))
+    total, folders = 0, [folder]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(Path(entry.path))
     return total
+
+
+def written_by(pid: int, home: Path, most: int) -> int:
+    """Bytes of the disk that a worker has taken: its outbox, its slate, and files that it has removed and holds open.
+
+    A file counts as NAME_BYTES at least, however small. Looks no further than to what is more than `most`: a worker can
+    make a million files while we count a thousand. Files that are gone meanwhile count 0. One that was removed and is
+    mapped has a size that cannot be seen, and no honest reason: it counts as more than `most`.
+    """
+    if _maps_removed(pid, home):
+        return most + 1
+    total = 0
+    for path in _written(pid, home):
+        with suppress(OSError):
+            status = os.stat(path, follow_symlinks=path.startswith("/proc/"))
+            if path.startswith("/proc/") and (status.st_nlink or not stat.S_ISREG(status.st_mode)):
+                continue
+            total += max(status.st_blocks * 512, NAME_BYTES)
+            if total > most:
+                break
+    return total
+
+
+def _maps_removed(pid: int, home: Path) -> bool:
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as file:
+            own, removed = os.fsencode(home), b" (deleted)\n"
+            return any(line.endswith(removed) and own in line for line in file)
+    except OSError:
+        # Not on Linux, or its process has just ended.
+        return False
+
+
+def _written(pid: int, home: Path) -> Iterator[str]:
+    for folder in (home / "outbox", Path(f"/proc/{pid}/fd")):
+        # /proc may not be ours to read, as that of a process that has just ended.
+        with suppress(OSError), os.scandir(folder) as entries:
+            yield from (entry.path for entry in entries)
+    yield str(home / "slate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +151,16 @@ def find_short(settings: Settings) -> DiskShort | None:
     """Whether the data directory's disk is below its reserve now."""
     free, reserve = guards.disk_free_bytes(settings.data_dir), settings.disk_reserve_bytes
     return DiskShort(path=settings.data_dir, free_bytes=free, reserve_bytes=reserve) if free < reserve else None
+
+
+def is_full(settings: Settings) -> bool:
+    """Whether a file of a few megabytes cannot be written into the spool. For milliseconds it lies there."""
+    try:
+        with tempfile.TemporaryFile(dir=settings.data_dir / SPOOL_FOLDER, buffering=0) as file:
+            block = bytes(1 << 20)
+            return any(file.write(block) < len(block) for _ in range(_TRIAL_BLOCKS))
+    except OSError as error:
+        return error.errno in NO_ROOM
 
 
 class SpoolRoom:

@@ -31,6 +31,9 @@ PASSING = frozenset(
 #: Kills from outside that one item may suffer in a run. The kernel kills whoever is large, so a bystander is hit now
 #: and then; five times while alone is a machine that cannot run this item tonight.
 KILLS_ALLOWED = 5
+#: Kills from outside before a unit's first order is begun, which are nobody's fault, until they count as that order's:
+#: it takes a millisecond from the orders to the slate, and who is hit just then three times has the slate lie.
+SPARED_ALLOWED = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

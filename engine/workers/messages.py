@@ -25,6 +25,8 @@ from engine.reasons import Reason
 
 #: Bytes of one message. Results of any size are files; the largest honest message is a unit of some hundred items.
 MAX_MESSAGE_BYTES = 1 << 20
+#: Of one that says numbers alone; a hundred or so are honest.
+MAX_SMALL_BYTES = 1000
 #: A worker ends with it between two orders when the one before has taken memory that it cannot give back.
 EXIT_FULL = 75
 _FRAME = struct.Struct("!i")
@@ -151,7 +153,10 @@ def _parsed(data: bytes) -> Message:
         raise MalformedMessage("message is not JSON") from error
     if not isinstance(table, dict):
         raise MalformedMessage("message is not a table")
-    return _decoded(table)
+    message = _decoded(table)
+    if len(data) > MAX_SMALL_BYTES and isinstance(message, Ready | Progress | UnitDone):
+        raise MalformedMessage(f"message of {len(data)} bytes; at most {MAX_SMALL_BYTES} are allowed for this one")
+    return message
 
 
 def _number(text: str) -> float:

@@ -41,7 +41,7 @@ def read_json(outbox: Path, result: Mapping[str, Any], field: str, *, most: int,
     if len(data) > _HARMLESS_BYTES:
         if len(data.translate(None, _CONTINUATIONS)) > most_chars:
             raise MalformedMessage(f"{field} has more than {most_chars} characters")
-        _check_frame(data, field)
+        check_frame(data, field)
     return _loads(data, field)
 
 
@@ -62,7 +62,8 @@ def read_json_lines(
             raise MalformedMessage(f"{field} changed while it was read")
 
 
-def _check_frame(data: bytes, field: str) -> None:
+def check_frame(data: bytes, field: str) -> None:
+    """Before JSON is taken apart: what stands outside of its strings is little. Raises MalformedMessage."""
     frame = end = 0
     for string in _STRING.finditer(data):
         frame += string.start() - end + 2

@@ -3,7 +3,7 @@
 Rule: done once in a process's life, before native libraries load and before there are threads. Files are closed by
 Landlock, everything else by seccomp; neither can be undone. Imports nothing that is not Python's own.
 
-    confine -> limits (cores, file size, descriptors) -> Landlock -> seccomp
+    confine -> limits (cores, file size, descriptors, addresses), root's rights -> Landlock -> seccomp
 
 What stays readable is the system and Python's own trees, never the data directory, wherever it lies. What can still be
 known of other files is whether a path exists, and its size and times: Landlock does not hide those.
@@ -11,12 +11,15 @@ known of other files is whether a path exists, and its size and times: Landlock 
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import resource
 import shutil
+import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +33,11 @@ from engine.workers.landlock import EXECUTE, IOCTL_DEV, MAKE_REG, READ, REMOVE_F
 MAX_FILE_BYTES: Final = 4 << 30
 #: Open files of a worker. Some 20 are used with every library loaded; a part of the budget goes to pinned rules.
 MAX_DESCRIPTORS: Final = 256
+#: Addresses of a worker: a hundred times what any library maps. Two megabytes that are only read take a page of 4 KB to
+#: keep track of, which no process is seen to hold: here these are 256 MB at most.
+MAX_ADDRESS_BYTES: Final = 128 << 30
+#: linux/capability.h: version 3; the one right of root that is kept, to read what root may read (CAP_DAC_READ_SEARCH).
+_CAPABILITIES, _KEPT_CAPABILITIES = 0x20080522, 1 << 2
 #: Where programs and libraries are kept that everybody on the machine may read.
 _SYSTEM_TREES: Final = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store", "/etc/fonts")
 #: The linker's list of libraries, the time zone, OpenSSL's rules (hashlib), the known media types.
@@ -143,6 +151,9 @@ def confine(rules: Rules) -> Protections:
     os.environ["TMPDIR"] = str(rules.outbox)
     _limit_resources()
     try:
+        # Some containers forbid to speak of rights; what they leave of them is little.
+        with nullcontext() if rules.strict else suppress(OSError):
+            _drop_capabilities()
         landlock.forbid_new_rights()
         if there.landlock:
             landlock.restrict(grants)
@@ -165,10 +176,24 @@ def _limit_resources() -> None:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
         (resource.RLIMIT_NOFILE, MAX_DESCRIPTORS),
+        (resource.RLIMIT_AS, MAX_ADDRESS_BYTES),
     ):
         _, hard = resource.getrlimit(what)
         least = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (least, least))
+
+
+def _drop_capabilities() -> None:
+    """Who is root may raise limits, go before all others, and change the network: no worker has to."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    head = struct.pack("=Ii", _CAPABILITIES, 0)
+    # Twice effective, permitted, inheritable: the lower half of the rights, then the upper half.
+    data = ctypes.create_string_buffer(24)
+    if libc.capget(head, data):
+        raise OSError(ctypes.get_errno(), "capabilities cannot be read")
+    kept = struct.unpack_from("=I", data, 4)[0] & _KEPT_CAPABILITIES
+    if libc.capset(head, struct.pack("=6I", kept, kept, 0, 0, 0, 0)):
+        raise OSError(ctypes.get_errno(), "capabilities cannot be given up")
 
 
 def _grants(rules: Rules) -> Iterator[Grant]:
@@ -196,17 +221,18 @@ def _python_trees() -> Iterator[str]:
         # Not all of it: some make a virtual environment of their home.
         yield from (os.path.join(prefix, "lib"), os.path.join(prefix, "lib64"))
     for place in sys.path:
-        if os.path.isfile(place) or _holds_packages(place):
+        if os.path.isfile(place) or _holds(place, ".dist-info"):
             yield place
-    # Colons and semicolons part them, and an empty one is the working folder (ld.so(8)).
+    # Colons and semicolons part them, and an empty or relative one is of the working folder (ld.so(8)): anybody's.
     for place in os.environ.get("LD_LIBRARY_PATH", "").replace(";", ":").split(":"):
-        if place:
+        if os.path.isabs(place) and _holds(place, ".so"):
             yield place
 
 
-def _holds_packages(place: str) -> bool:
+def _holds(place: str, ending: str) -> bool:
+    """Something with that ending, whatever version stands behind it (libfaiss.so.1), lies directly in the folder."""
     try:
-        return any(name.endswith(".dist-info") for name in os.listdir(place)) if place else False
+        return any(f"{ending}." in f"{name}." for name in os.listdir(place)) if place else False
     except OSError:
         return False
 

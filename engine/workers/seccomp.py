@@ -40,11 +40,21 @@ _CLONE_THREAD: Final = 0x00010000
 _STRANGE_CLONES: Final = 0x7E028000
 #: linux/prctl.h: dying with the coordinator, and being the parent of orphans, were settled before.
 _SETTLED: Final = (1, 36)
-#: Signals to whoever is named as a file's owner.
-_OWNER_COMMANDS: Final = (8, 10, 15)
-#: Typing on a terminal (TIOCSTI, TIOCLINUX), a file's owner (FIOSETOWN, SIOCSPGRP), immutable files (FS_IOC_SETFLAGS,
-#: FS_IOC32_SETFLAGS, FS_IOC_FSSETXATTR).
-_WRONG_IOCTLS: Final = (0x5412, 0x541C, 0x8901, 0x8902, 0x40086602, 0x40046602, 0x401C5820)
+#: PR_SET_DUMPABLE: the coordinator, where it is not root, could no longer see what we hold.
+_UNSEEN: Final = 4
+#: fcntl: signals to whoever is named as a file's owner (F_SETOWN, F_SETSIG, F_SETOWN_EX); a lease, which holds up
+#: others that open the file; word of what happens in a folder (F_NOTIFY); a pipe of another size, which nobody counts.
+_WRONG_COMMANDS: Final = (8, 10, 15, 1024, 1026, 1031)
+#: Typing on a terminal (TIOCSTI, TIOCLINUX), immutable files (FS_IOC_SETFLAGS, FS_IOC32_SETFLAGS, FS_IOC_FSSETXATTR).
+_WRONG_IOCTLS: Final = (0x5412, 0x541C, 0x40086602, 0x40046602, 0x401C5820)
+#: Those of sockets (SIOC...), private ones among them: the worker's pipe is a socket, and any socket will do to ask for
+#: the machine's network cards, and as root to switch them off.
+_SOCKET_IOCTLS: Final = (0x8900, 0x8A00)
+#: mmap of memory that is shared and no file's (MAP_SHARED and MAP_ANONYMOUS): what is let go of with madvise stays in
+#: use, and is seen at no process.
+_SHARED, _ANONYMOUS = 0x01, 0x20
+#: MADV_PAGEOUT: what is swapped out is not seen either.
+_PAGE_OUT: Final = 21
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +80,8 @@ TABLE: Final[Mapping[str, tuple[int | None, int | None]]] = {
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "process_madvise": (440, 440), "process_mrelease": (448, 448), "kcmp": (312, 272), "pidfd_open": (434, 434),
     "pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424), "setsid": (112, 157), "setpgid": (109, 154),
-    "setpriority": (141, 140), "ioprio_set": (251, 30), "migrate_pages": (256, 238), "move_pages": (279, 239),
+    "setpriority": (141, 140), "sched_setscheduler": (144, 119), "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274), "ioprio_set": (251, 30), "migrate_pages": (256, 238), "move_pages": (279, 239),
     "setuid": (105, 146), "setgid": (106, 144), "setreuid": (113, 145), "setregid": (114, 143),
     "setresuid": (117, 147), "setresgid": (119, 149), "setfsuid": (122, 151), "setfsgid": (123, 152),
     "setgroups": (116, 159), "capset": (126, 91),
@@ -100,13 +111,14 @@ TABLE: Final[Mapping[str, tuple[int | None, int | None]]] = {
     # Memory and queues that outlive the process, or that no limit of ours counts.
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196),
     "shmctl": (31, 195), "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187),
+    "vmsplice": (278, 75), "io_setup": (206, 0),
     "semget": (64, 190), "semop": (65, 193), "semtimedop": (220, 192), "semctl": (66, 191),
     "mq_open": (240, 180), "mq_unlink": (241, 181),
     # The machine itself.
     "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104),
     "kexec_file_load": (320, 294), "reboot": (169, 142), "settimeofday": (164, 170), "clock_settime": (227, 112),
     "clock_adjtime": (305, 266), "adjtimex": (159, 171), "sethostname": (170, 161), "setdomainname": (171, 162),
-    "vhangup": (153, 58),
+    "vhangup": (153, 58), "sync": (162, 81), "syncfs": (306, 267),
 }
 #: Refused unless programs may be run.
 PROGRAMS: Final[Mapping[str, tuple[int | None, int | None]]] = {
@@ -122,15 +134,15 @@ OWN: Final[Mapping[str, tuple[tuple[int, int], int, bool]]] = {
     "rt_tgsigqueueinfo": ((297, 240), 0, False),
     "prlimit64": ((302, 261), 0, True),
     "sched_setaffinity": ((203, 122), 0, True),
-    "sched_setscheduler": ((144, 119), 0, True),
-    "sched_setparam": ((142, 118), 0, True),
-    "sched_setattr": ((314, 274), 0, True),
 }
+IOCTL: Final = (16, 29)
+MMAP: Final = (9, 222)
 #: Refused when an argument has one of these values: name -> numbers, which argument, values.
 WORDS: Final[Mapping[str, tuple[tuple[int, int], int, tuple[int, ...]]]] = {
-    "prctl": ((157, 167), 0, _SETTLED),
-    "fcntl": ((72, 25), 1, _OWNER_COMMANDS),
-    "ioctl": ((16, 29), 1, _WRONG_IOCTLS),
+    "prctl": ((157, 167), 0, (*_SETTLED, _UNSEEN)),
+    "fcntl": ((72, 25), 1, _WRONG_COMMANDS),
+    "madvise": ((28, 233), 2, (_PAGE_OUT,)),
+    "ioctl": (IOCTL, 1, _WRONG_IOCTLS),
 }
 CLONE: Final = (56, 220)
 CLONE3: Final = (435, 435)
@@ -197,6 +209,14 @@ def _refusals(table: Mapping[str, tuple[int | None, int | None]], column: int) -
 
 def _conditions(column: int, own_pid: int, programs: bool) -> Iterator[bytes]:
     """For each call that is judged by an argument: load it, compare, allow or refuse."""
+    # First what is judged twice: an end of `_judged` is one for all.
+    yield from (
+        *(_jump(_IF_EQUAL, IOCTL[column], 0, 5), _load(_ARGUMENTS_AT + 8)),
+        *(_jump(_IF_AT_LEAST, _SOCKET_IOCTLS[0], 0, 2), _jump(_IF_AT_LEAST, _SOCKET_IOCTLS[1], 1, 0), _end(_EPERM)),
+        _load(_NUMBER_AT),
+        *(_jump(_IF_EQUAL, MMAP[column], 0, 5), _load(_ARGUMENTS_AT + 24)),
+        *(_jump(_IF_ANY_BIT, _SHARED, 0, 2), _jump(_IF_ANY_BIT, _ANONYMOUS, 0, 1), _end(_EPERM), _end(_ALLOW)),
+    )
     for numbers, argument, zero_too in OWN.values():
         yield from _judged(numbers[column], argument, (own_pid, 0) if zero_too else (own_pid,), _ALLOW, _EPERM)
     for numbers, argument, values in WORDS.values():

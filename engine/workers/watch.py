@@ -1,4 +1,4 @@
-"""Hold busy workers to the memory that they were promised.
+"""Hold busy workers to the memory that they were promised, and to a few threads.
 
 Rule: looked at every 100 ms by a thread of its own, for the loop that owns the workers is busy for seconds at times,
 and by then a worker has taken the machine. The thread knows nothing of units: it weighs what it was told to, and kills
@@ -25,6 +25,9 @@ FAR = 1.25
 #: Two looks in a row must find it there, so long apart: a moment's peak harms nobody. Together with the time until the
 #: first look, and that of the kill, it stays under 300 ms.
 FAR_SECONDS = 0.09
+#: Threads of one worker: native libraries are told to use one, and some start one or two more. A machine has some ten
+#: thousand for everybody.
+MOST_THREADS = 64
 #: How often what workers have started is looked for, and what share of a core that may take: it reads all of /proc.
 _DESCENT_SECONDS, _DESCENT_SHARE = 0.5, 0.02
 
@@ -124,6 +127,10 @@ class Watch:
                 resident += processes.resident_bytes(pid)
             except ProcessLookupError:
                 del weighed.seen[pid]
+        threads = processes.threads(weighed.watched.pid)
+        if threads > MOST_THREADS:
+            self._kill(weighed, Failure(reason=Reason.PROTOCOL, detail=f"its worker ran {threads:,} threads"))
+            return
         weighed.resident_bytes = resident
         weighed.peak_bytes = max(weighed.peak_bytes, resident)
         promised = weighed.promised_bytes
@@ -136,11 +143,14 @@ class Watch:
             weighed.far_since = now
         if now - weighed.far_since >= FAR_SECONDS:
             detail = f"its worker held {resident // 10**6:,} MB; {promised // 10**6:,} MB were promised"
-            weighed.struck = Failure(reason=Reason.OUT_OF_MEMORY, detail=detail)
-            # In the table it has not been waited for, so its id, and its group's, are its own. What has left the
-            # group is found by whoever waits for it.
-            with suppress(ProcessLookupError):
-                os.killpg(weighed.watched.pid, signal.SIGKILL)
+            self._kill(weighed, Failure(reason=Reason.OUT_OF_MEMORY, detail=detail))
+
+    def _kill(self, weighed: Weighed, why: Failure) -> None:
+        weighed.struck = why
+        # In the table it has not been waited for, so its id, and its group's, are its own. What has left the group is
+        # found by whoever waits for it.
+        with suppress(ProcessLookupError):
+            os.killpg(weighed.watched.pid, signal.SIGKILL)
 
     def _look_for_helpers(self, table: list[Weighed]) -> None:
         began = time.monotonic()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -20,6 +22,7 @@ from engine.coordinator import Supervisor
 from engine.desk import stop_scheduler
 from engine.errors import CannotRunError
 from engine.model import Failure, ItemState, Lane, LeaseId, Stage, UserId
+from engine.policy.retries import KILLS_ALLOWED
 from engine.policy.tokens import Limits
 from engine.ports import Answer
 from engine.processes import is_alive
@@ -226,6 +229,28 @@ def test_what_a_worker_has_started_counts_as_its_own(opened: Opener) -> None:
     assert end.peak_bytes > 200 * MIB
 
 
+def test_a_worker_of_many_threads_is_stopped(opened: Opener) -> None:
+    """Each takes one of the places for processes, which are the whole machine's. Its order is blamed."""
+    one = opened()
+    end = lost(rest(do(one, start_ready(one), written("a"), {"do": "many threads"}, written("c"))))
+    assert (end.blamed, end.untouched, end.failure.reason) == (1, (2,), Reason.PROTOCOL)
+    assert re.fullmatch(r"its worker ran [\d,]+ threads", end.failure.detail)
+
+
+def test_a_worker_that_grows_while_it_has_nothing_to_do_is_ended(opened: Opener) -> None:
+    """Whoever has taken it over waits until nobody weighs it. It is no unit's fault."""
+    one = opened()
+    worker = start_ready(one)
+    one.reserve(worker, 1, 1)
+    (worker.inbox / "go").touch()
+    one.assign(worker, [{"do": "later", "bytes": 200 * MIB}], deadlines=[60.0], promised_bytes=0, limit_bytes=0)
+    assert failures(poll_to_the_end(one, worker)) == [None]
+    one.release(worker)
+    began = monotonic()
+    assert poll_until(one, lambda: worker.gone) == []
+    assert monotonic() - began < supervisor.IDLE_SECONDS / 2
+
+
 def test_a_leak_of_five_megabytes_a_unit_is_stopped_without_any_loss(
     opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,6 +368,7 @@ BAD = {
     "link": Reason.PROTOCOL,
     "half a gigabyte": Reason.PROTOCOL,
     "somebody else": Reason.PROTOCOL,
+    "unseen kill": Reason.KILLED,
 }
 GOOD = 8
 
@@ -381,11 +407,13 @@ def test_bad_files_cost_themselves_alone(tmp_path: Path, monkeypatch: pytest.Mon
         assert {item.path.removesuffix(".txt"): item.reason for item in items} == BAD
         for item in items:
             attempts = ledger.attempts(item.id)
-            assert item.state is ItemState.QUARANTINED
-            assert 2 <= len(attempts) <= 3
+            # What seems to have been killed from outside is never set aside; but it is not tried for ever.
+            killed = item.reason is Reason.KILLED
+            assert item.state is (ItemState.FAILED if killed else ItemState.QUARANTINED)
+            assert len(attempts) == KILLS_ALLOWED if killed else 2 <= len(attempts) <= 3
             assert {attempt.failure.reason for attempt in attempts if attempt.failure} == {item.reason}
             signals = {attempt.failure.signal for attempt in attempts if attempt.failure}
-            assert signals == ({11} if item.path == "segv.txt" else {0})
+            assert signals == {{"segv.txt": 11, "unseen kill.txt": 9}.get(item.path, 0)}
     stop_scheduler(settings.data_dir)
 
 
@@ -425,10 +453,15 @@ def test_what_an_order_keeps_when_it_runs_out_is_not_the_next_ones_fault(opened:
     assert failures(rest(do(one, other, hoard))) == [Reason.OUT_OF_MEMORY]
 
 
-def test_a_worker_that_ends_in_the_middle_of_an_order_is_blamed_whatever_it_says(opened: Opener) -> None:
-    """The code that means making way says nothing while an order is being done."""
+@pytest.mark.parametrize("slate", [None, "1 -1", "2 0", ""])
+def test_a_worker_that_ends_in_the_middle_of_an_order_is_blamed_whatever_it_says(
+    opened: Opener, slate: str | None
+) -> None:
+    """The code that means making way says nothing while an order is being done, and a slate that is made to say that
+    none was begun does not help: it would be given out again for ever."""
     one = opened()
-    end = lost(rest(do(one, start_ready(one), {"do": "exit now", "code": EXIT_FULL}, written("b"))))
+    deed = {"do": "exit now"} if slate is None else {"do": "smear slate", "text": slate}
+    end = lost(rest(do(one, start_ready(one), {**deed, "code": EXIT_FULL}, written("b"))))
     assert (end.blamed, end.untouched, end.failure.reason) == (0, (1,), Reason.CRASHED)
 
 

@@ -76,10 +76,11 @@ def test_runs_leave_no_descriptor_open(settings: Settings) -> None:
 def test_what_found_no_room_on_the_disk_is_read_by_the_next_run(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that cannot write says so; no page is given up for it, and the next run reads all of them."""
+    """A worker that cannot write says so; no page is given up for it, and the next run reads all of them. Said again
+    and again it does not end the run, for we find room: it may be a lie."""
     home = tmp_path / "home"
     (home / "0.txt").unlink()
-    files.scanned_pdf(home / "scan.pdf", "The first page of the heron", "The second page")
+    files.scanned_pdf(home / "scan.pdf", "The first page of the heron", "The second page", "A third", "The last")
     with monkeypatch.context() as patch:
         patch.setattr("engine.coordinator.Supervisor", partial(Supervisor, package="tests.saboteurs.full_disk"))
         assert _run(settings, None) == 3

@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -182,7 +183,7 @@ def smear_slate(order: Mapping[str, Any], place: Place) -> NoReturn:
         os.mkfifo(slate)
     else:
         slate.write_text(order["text"])
-    os._exit(1)
+    os._exit(order.get("code", 1))
 
 
 # --- standing still ---
@@ -226,6 +227,24 @@ def shout(order: Mapping[str, Any], place: Place) -> Result:
         rest = memoryview(line)
         while rest:
             rest = rest[os.write(2, rest) :]
+    return {}
+
+
+def many_threads(order: Mapping[str, Any], place: Place) -> NoReturn:
+    """Threads that do nothing, as many as there may be."""
+    while True:
+        threading.Thread(target=signal.pause, daemon=True).start()
+
+
+def later(order: Mapping[str, Any], place: Place) -> Result:
+    """Takes so much memory when the unit is over: its worker has nothing to do then, and nobody weighs it."""
+
+    def go_on() -> None:
+        while (place.inbox / "go").exists():
+            time.sleep(0.005)
+        _kept.append(_take(order["bytes"]))
+
+    threading.Thread(target=go_on, daemon=True).start()
     return {}
 
 
@@ -348,6 +367,8 @@ DEEDS: dict[str, Callable[[Mapping[str, Any], Place], Result]] = {
     "hold": hold,
     "chatter": chatter,
     "shout": shout,
+    "many threads": many_threads,
+    "later": later,
     "child": have_child,
     "orphan": have_orphan,
     "glutton": have_glutton,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,20 @@ def test_what_is_no_journal_at_all_counts_as_none(desk: Desk, data: bytes) -> No
     """Nor does it harm whoever looks."""
     (desk.outbox / "p7.journal").write_bytes(data)
     assert find_unfinished(desk.outbox, "p7", ()) is None
+
+
+@pytest.mark.parametrize("what", [b"{}\n", b"\n", b"[],"])
+def test_what_would_become_much_is_not_taken_apart(desk: Desk, what: bytes) -> None:
+    """A journal of nothing but small things took fifty times its size in memory, and half a minute."""
+    head = json.dumps({"document": DOCUMENT.to_json(), "pages": 6}).encode()
+    end = b"[]]}\n" if what == b"[]," else b""
+    data = head + b"\n" + (b'{"more":[' if end else b"") + what * ((8 << 20) // len(what)) + end
+    (desk.outbox / "p7.journal").write_bytes(data)
+    tracemalloc.start()
+    assert find_unfinished(desk.outbox, "p7", ()) is None
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * len(data)
 
 
 def test_a_link_is_not_followed(desk: Desk) -> None:

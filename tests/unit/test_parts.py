@@ -61,6 +61,15 @@ def test_a_part_of_the_same_name_takes_the_place_of_the_first(store: PartStore, 
     assert (tmp_path / "copy").read_bytes() == b"new"
 
 
+def test_a_part_is_no_larger_than_what_is_left(store: PartStore, outbox: Path) -> None:
+    """However little of the disk it takes where it lies."""
+    with (outbox / "7.part1").open("r+b") as file:
+        file.truncate(1001)
+    with pytest.raises(MalformedMessage, match="1001 bytes; at most 1000"):
+        store.add("12-0", outbox, "7.part1", 1000)
+    assert store.add("12-0", outbox, "7.part1", 1001)[1] == 1001
+
+
 def test_a_part_is_replaced_in_one_step(
     store: PartStore, outbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from engine.errors import CannotRunError
 from engine.workers import landlock, sandbox, seccomp
 from engine.workers.landlock import open_trees
 from engine.workers.sandbox import Needs, Protections, find_protections, needs_of
-from engine.workers.seccomp import CLONE, CLONE3, MACHINES, NEWEST, OWN, PROGRAMS, TABLE, WORDS, program
+from engine.workers.seccomp import CLONE, CLONE3, IOCTL, MACHINES, MMAP, NEWEST, OWN, PROGRAMS, TABLE, WORDS, program
 from tests.conftest import REPOSITORY
 
 OURS = 4711
@@ -88,6 +88,19 @@ def test_calls_by_argument(name: str, column: int) -> None:
         assert answer(code, name, numbers[column], *[99] * argument, 0x5401) == ALLOWED, call
 
 
+def test_the_pipe_is_no_way_to_the_network_and_memory_is_ones_own(name: str, column: int) -> None:
+    """Any socket would do to ask for network cards; what is shared and no file's is counted at nobody."""
+    code = program(name, own_pid=OURS, programs=True)
+    for command in (0x8901, 0x8912, 0x8914, 0x8946, 0x89F0, 0x89FF):
+        assert answer(code, name, IOCTL[column], 3, command) == EPERM
+    for command in (0x5401, 0x88FF, 0x8A00, 0x5421):
+        assert answer(code, name, IOCTL[column], 3, command) == ALLOWED
+    for flags in (0x21, 0x23, 0x8021, 0x4022 | 1):
+        assert answer(code, name, MMAP[column], 0, 4096, 3, flags) == EPERM
+    for flags in (0x22, 0x02, 0x01, 0x4022, 0x20022):
+        assert answer(code, name, MMAP[column], 0, 4096, 3, flags) == ALLOWED
+
+
 def test_threads_may_be_started_and_processes_only_for_programs(name: str, column: int) -> None:
     """No namespace and no sibling in either case; clone3, whose flags a filter cannot see, is not there."""
     for programs in (False, True):
@@ -121,7 +134,7 @@ def test_numbers_are_those_of_the_kernels_headers(column: int, header: str, form
     if not Path(header).is_file():
         pytest.skip(f"{header} is not installed (linux-libc-dev)")
     known = {call: int(number) for call, number in re.findall(form, Path(header).read_text())}
-    ours = {**TABLE, **PROGRAMS, "clone": CLONE, "clone3": CLONE3}
+    ours = {**TABLE, **PROGRAMS, "clone": CLONE, "clone3": CLONE3, "mmap": MMAP}
     ours |= {call: numbers for call, (numbers, *_) in (*OWN.items(), *WORDS.items())}
     compared = {call: numbers[column] for call, numbers in ours.items() if call in known}
     assert len(compared) > 100

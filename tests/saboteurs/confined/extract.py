@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
+import mmap
 import os
 import resource
 import signal
@@ -74,7 +76,7 @@ def _pass(order: Mapping[str, Any], place: Place) -> object:
         return line.getsockname()
 
 
-def _call(name: str, *words: int) -> int:
+def _call(name: str, *words: object) -> int:
     found = int(getattr(ctypes.CDLL(None, use_errno=True), name)(*words))
     if found < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -126,6 +128,28 @@ def _other_limit(order: Mapping[str, Any], place: Place) -> object:
     return resource.prlimit(pid, resource.RLIMIT_CORE, resource.prlimit(pid, resource.RLIMIT_CORE))
 
 
+def _rights(order: Mapping[str, Any], place: Place) -> object:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return [int(line.split()[1], 16) for line in lines if line.startswith(("CapPrm", "CapEff", "CapInh"))]
+
+
+def _lease(order: Mapping[str, Any], place: Place) -> object:
+    with (place.outbox / "leased").open("wb") as file:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        return fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+def _fill_pipe(order: Mapping[str, Any], place: Place) -> object:
+    out, into = os.pipe()
+    data = ctypes.create_string_buffer(4096)
+    vector = (ctypes.c_void_p * 2)(ctypes.addressof(data), len(data))
+    try:
+        return _call("vmsplice", into, ctypes.byref(vector), 1, 0)
+    finally:
+        os.close(out)
+        os.close(into)
+
+
 def _measure(order: Mapping[str, Any], place: Place) -> object:
     """As the worker does before each item: 64 MiB that have been given back are not in the new measurement."""
     len(bytearray(b"x" * (64 << 20)))
@@ -141,10 +165,12 @@ DEEDS: dict[str, Deed] = {
     "signal itself": _own_signal,
     "set its own limit": _own_limit,
     "measure its peak anew": _measure,
+    "say its rights": _rights,
     "read beside a closed folder": lambda order, place: Path(order["open"]).read_text(),
     "make a temporary file": lambda order, place: os.close(tempfile.mkstemp()[0]),
     # What it may not: files.
     "read another's file": lambda order, place: Path(order["path"]).read_text(),
+    "read in the working folder": lambda order, place: Path(order["beside"]).read_text(),
     "list another's folder": lambda order, place: os.listdir(order["folder"]),
     "list its own home": lambda order, place: os.listdir(place.inbox.parent),
     "read another's through /proc": lambda order, place: os.open(f"/proc/{order['parent']}/environ", os.O_RDONLY),
@@ -180,5 +206,16 @@ DEEDS: dict[str, Deed] = {
     "outlive its parent": lambda order, place: _call("prctl", 1, 0, 0, 0, 0),
     "run a program": lambda order, place: subprocess.run(["true"], check=True),
     "fork": _fork,
-    "make memory that nobody counts": lambda order, place: os.close(os.memfd_create("mine")),
+    "ask for network cards": lambda order, place: fcntl.ioctl(int(sys.argv[1]), 0x8912, bytes(16)),
+    "run before others": lambda order, place: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)),
+    "hide from the coordinator": lambda order, place: _call("prctl", 4, 0, 0, 0, 0) or _call("prctl", 4, 1, 0, 0, 0),
+    "hold up who opens its file": _lease,
+    # What it may not: memory that nobody counts.
+    "make a file in memory": lambda order, place: os.close(os.memfd_create("mine")),
+    "share memory that is no file's": lambda order, place: mmap.mmap(-1, mmap.PAGESIZE).close(),
+    "keep memory in a pipe": _fill_pipe,
+    "enlarge a pipe": lambda order, place: fcntl.fcntl(2, fcntl.F_SETPIPE_SZ, 1 << 17),
+    "have more addresses": lambda order, place: mmap.mmap(
+        -1, 1 << 38, mmap.MAP_PRIVATE | 0x4000, mmap.PROT_READ
+    ).close(),
 }
