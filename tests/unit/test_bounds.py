@@ -43,6 +43,36 @@ def test_a_picture_that_needs_more_memory_than_is_left_is_refused_before_it_is_d
     assert desk.read(encoded(picture, "PNG"), "a.png").pages[0].needs_ocr
 
 
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_webp_is_measured_before_its_library_opens_it(desk: Desk, mode: str, lossless: bool) -> None:
+    """It takes memory at once, and says that the file is damaged where there is none."""
+    desk.memory_bytes = 30_000_000
+    picture = Image.new(mode, (1_600, 1_000), (0, 0, 0, 0)[: len(mode)])
+    data = encoded(picture, "WEBP", lossless=lossless)
+    assert desk.refusal(data, "a.webp") == (
+        Reason.OUT_OF_MEMORY,
+        "decoding 1600 x 1000 pixels takes about 26 MB of memory; 30 MB are left",
+    )
+    desk.memory_bytes = 40_000_000
+    assert desk.read(data, "a.webp").pages[0].needs_ocr
+
+
+def test_a_webp_of_too_many_pixels_is_not_opened(desk: Desk) -> None:
+    """Its header is all that is looked at, and here all that there is."""
+    head = b"RIFF\x16\0\0\0WEBPVP8L\x09\0\0\0\x2f\xff\xff\xff\x0f"
+    assert desk.refusal(head, "a.webp") == (
+        Reason.BOMB,
+        "a picture of 16384 x 16384 pixels; at most 100000000 in all",
+    )
+
+
+def test_texts_in_a_picture_that_unpack_to_too_much_are_called_a_bomb(desk: Desk) -> None:
+    """The picture claims nothing that is not so: it is not damaged."""
+    text = bombs._chunk(b"iTXt", b"k\0\1\0\0\0" + bombs.squeezed([b"a" * 2_000_000]))
+    assert desk.refusal(bombs.png(99, 99, more=text), "a.png")[0] is Reason.BOMB
+
+
 def test_a_picture_in_a_pdf_is_refused_before_the_page_is_painted(desk: Desk) -> None:
     """The text of the page is read all the same; what it would take is a byte for each colour of a pixel."""
     pytest.importorskip("tesserocr")
