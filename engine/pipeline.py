@@ -40,7 +40,7 @@ from engine.plan import Plan
 from engine.policy import estimates, spool, units
 from engine.policy.estimates import Estimate
 from engine.policy.peaks import Peaks, after_running_out
-from engine.policy.retries import SPARED_ALLOWED, after_failure, keeps_published, worth_another_run
+from engine.policy.retries import SPARED_ALLOWED, Verdict, after_failure, keeps_published, worth_another_run
 from engine.ports import Attempt, Clock, FetchFailed, ItemRecord, Ledger, Move, Source
 from engine.publishing import Publisher
 from engine.reasons import CATALOGUE, Reason
@@ -90,6 +90,7 @@ class Kept:
 
     Failures are counted over the whole run, so that resting gives nobody a further try.
 
+    kills    how often a piece was killed from outside: an item, a page of it, a text
     page_troubles  why the last page of an item was given up
     taken    items that a trial reads
     fresh    items that are read again though they are known
@@ -100,6 +101,7 @@ class Kept:
     spared   how often a worker was killed before it began the first order of its unit, by what that was about
     """
 
+    kills: dict[Hashable, int] = field(default_factory=dict)
     page_failures: dict[tuple[ItemId, int], int] = field(default_factory=dict)
     page_troubles: dict[ItemId, Failure] = field(default_factory=dict)
     text_failures: dict[bytes, int] = field(default_factory=dict)
@@ -111,6 +113,13 @@ class Kept:
     beneath: dict[tuple[SourceId, str], int] = field(default_factory=dict)
     waiting: set[ItemId] = field(default_factory=set)
     spared: Counter[Hashable] = field(default_factory=Counter)
+
+    def after_failure(self, piece: Hashable, failure: Failure, before: int, *, alone: bool) -> tuple[int, Verdict]:
+        """(failed attempts of its own, what becomes of it) of a piece that had so many of its own before this one."""
+        if failure.reason is Reason.KILLED:
+            self.kills[piece] = kills = self.kills.get(piece, 0) + 1
+            return before, after_failure(failure, attempts=kills, alone=alone)
+        return before + 1, after_failure(failure, attempts=before + 1, alone=alone)
 
     def narrowed(self, record: ItemRecord, document: Document) -> Document:
         """What was read, without the attachments that are too many: of all attachments of one listed item together no
@@ -866,8 +875,8 @@ class UserPipeline:
     def _item_failed(self, unit: Unit, piece: Piece, failure: Failure, unfinished: Unfinished | None) -> None:
         item = piece.item
         assert item is not None
-        attempts = item.record.attempts + 1
-        verdict = after_failure(failure, attempts=attempts, alone=len(unit.orders) == 1)
+        alone = len(unit.orders) == 1
+        attempts, verdict = self._kept.after_failure(item.record.id, failure, item.record.attempts, alone=alone)
         if verdict.quarantine and unfinished is not None:
             rescued = self._kept.lost.rescue(item.content, failure, unfinished)
             if isinstance(rescued, Document):
@@ -891,8 +900,8 @@ class UserPipeline:
         if item.record.id not in self._items or piece.content != item.content:
             return
         name = (item.record.id, piece.page)
-        self._kept.page_failures[name] = self._kept.page_failures.get(name, 0) + 1
-        verdict = after_failure(failure, attempts=self._kept.page_failures[name], alone=len(unit.orders) == 1)
+        before, alone = self._kept.page_failures.get(name, 0), len(unit.orders) == 1
+        self._kept.page_failures[name], verdict = self._kept.after_failure(name, failure, before, alone=alone)
         if verdict.retry:
             self._to_ocr.append((item, piece.page))
             return
@@ -907,8 +916,9 @@ class UserPipeline:
         """Nobody knows which text it was: each is tried again by itself, and only then given up."""
         alone = len(piece.texts) == 1
         for known, text in piece.texts:
-            attempts = self._kept.text_failures[known] = self._kept.text_failures.get(known, 0) + 1
-            if not alone or after_failure(failure, attempts=attempts, alone=alone).retry:
+            before = self._kept.text_failures.get(known, 0)
+            self._kept.text_failures[known], verdict = self._kept.after_failure(known, failure, before, alone=alone)
+            if not alone or verdict.retry:
                 self._texts[known] = text
                 continue
             detail = f"{failure.reason}: {failure.detail}"

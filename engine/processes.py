@@ -255,6 +255,16 @@ def cpu_use(pid: int) -> CpuUse:
         raise ProcessLookupError(f"no process {pid}") from error
 
 
+def waited_seconds(pid: int) -> float:
+    """How long the first thread of a process has been ready to run while others had the cores. 0.0: nobody counts."""
+    try:
+        with open(f"/proc/{pid}/schedstat", "rb") as file:
+            _, waited, _ = file.read().split()
+    except (OSError, ValueError):
+        return 0.0
+    return int(waited) / 1e9
+
+
 def resident_bytes(pid: int) -> int:
     """Memory of the process that is in RAM. Raises ProcessLookupError."""
     if _ON_LINUX:

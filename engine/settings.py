@@ -415,7 +415,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         field="stall_seconds",
         default="120",
         form=_whole(5, 3600),
-        meaning="A worker that reports no page and no text for so many seconds is stopped; its item is tried again.",
+        meaning="A worker that reports no page and no text for so many seconds is stopped; its item is tried again. "
+        "Seconds in which others have all the cores do not count.",
         prevents="One file that sends a parser round in circles would hold a worker until morning.",
     ),
     Setting(

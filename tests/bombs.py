@@ -9,6 +9,7 @@ Run as a program (`scripts/bombs`) it indexes them and says how each ended, and 
 from __future__ import annotations
 
 import base64
+import bz2
 import io
 import random
 import struct
@@ -223,6 +224,19 @@ def many_entries(count: int, name: bytes = b"") -> bytes:
     return inside + directory + b"PK\x05\x06" + end
 
 
+def understated(megabytes: int) -> bytes:
+    """A DOCX whose body is bzip2's, of so many MB, and whose directory says that it has one byte."""
+    packer = bz2.BZ2Compressor(9)
+    body = b"".join([*(packer.compress(b" " * MB) for _ in range(megabytes)), packer.flush()])
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("[Content_Types].xml", TYPES)
+        archive.writestr("word/document.xml", body)
+        entry = archive.getinfo("word/document.xml")
+        entry.compress_type, entry.file_size = zipfile.ZIP_BZIP2, 1
+    return out.getvalue()
+
+
 def incompressible(ratio: int) -> bytes:
     """XML that deflate makes about so many times smaller: a comment of noise, and a thousand times its length."""
     noise = base64.b64encode(random.Random(ratio).randbytes(3_000))
@@ -410,6 +424,11 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
         ),
         (READ, "bomb"),
     ),
+    "properties_15mb.docx": (
+        lambda: docx([b"<w:p/>"], ("docProps/core.xml", [b"<a>", *times(b"<a/>", 3_700_000), b"</a>"])),
+        (READ,),
+    ),
+    "bzip2_that_says_to_be_small.docx": (lambda: understated(2_000), ("damaged",)),
     "headers_that_are_one.docx": (
         lambda: packed(
             [
@@ -470,6 +489,7 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
     "holes_1gb.txt": (lambda: [b"words\n", *times(b"\0" * 1000, MB)], (READ, "unknown_type")),
     "commas_100mb.csv": (lambda: [b"a,b\n1,2\n3,4\n", *times(b",", 100 * MB)], (READ,)),
     "quotes_100mb.csv": (lambda: [b"a,b\n1,2\n3,4\n", *times(b'"', 100 * MB)], (READ,)),
+    "quotes_2000_in_a_row.csv": (lambda: b'a,b\n1,"x",y\n,"' + b'"' * 2_000 + b"x\n", (READ,)),
     "one_bad_byte_in_64k.txt": (lambda: [b"a\xff\n", *times(b"a", 64_000)], (READ,)),
     "astral_80mb.txt": (lambda: times("\U0001f33e".encode(), 20 * MB), (READ,)),
     "elements_in_elements_1m.html": (lambda: [b"<html>", *times(b"<div>", MB), b"end"], (READ,)),
@@ -480,6 +500,7 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
     "open_tags_1m.html": (lambda: [b"<html>", *times(b"<a <a ", MB)], (READ,)),
     "comment_that_never_ends.html": (lambda: [b"<html><!--", *times(b"<!-- -- ", 5 * MB)], (READ,)),
     "entities.xml": (lambda: b"<?xml version='1.0'?>" + quoted_dtd(12, 10) + b"<x>&e11;</x>", (READ, "bomb")),
+    "entities_that_never_end.xml": (lambda: [b"<?xml version='1.0'?>", *times(b"<!ENTITY ", 600_000)], (READ,)),
     "parameter_entities.xml": (
         lambda: (
             b"<?xml version='1.0'?><!DOCTYPE x [<!ENTITY % a '"
@@ -504,6 +525,18 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
         lambda: [b"From: a@b.example\nSubject: s\nTo: ", *times(b"a@b.example,", MB), b"\n\nhi"],
         (READ,),
     ),
+    "parameters_of_a_part_2m.eml": (
+        lambda: [MIXED, b"--b\nContent-Disposition: attachment", *times(b";a", 2 * MB), b"\n\nhello\n--b--\n"],
+        (READ,),
+    ),
+    "semicolons_in_a_quote.eml": (
+        lambda: [MIXED, b'--b\nContent-Disposition: attachment;"', *times(b";", 2 * MB), b"\n\nhello\n--b--\n"],
+        (READ,),
+    ),
+    "blanks_after_a_semicolon.eml": (
+        lambda: [b"From: a@b.example\nReceived: x;", *times(b" ", 65_000), b";\n\nhi"],
+        (READ,),
+    ),
     "mails_in_mails_3000.eml": (lambda: nested_mails(3_000), (READ,)),
     "mails_in_mails_200.eml": (lambda: nested_mails(200), (READ,)),
     "multiparts_in_multiparts_5000.eml": (lambda: nested_multiparts(5_000), (READ,)),
@@ -525,6 +558,17 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
     ),
     "mails_100000.mbox": (
         lambda: times(b"From a@b.example Thu Jan  1 00:00:00 2026\nSubject: x\n\nhi\n\n", 100_000),
+        (READ,),
+    ),
+    "zones_200000.ics": (
+        lambda: [
+            b"BEGIN:VCALENDAR\r\n",
+            *(b"BEGIN:VEVENT\r\nDTSTART;TZID=Far/%d:20260101T000000\r\n" % n for n in range(200_000)),
+        ],
+        (READ,),
+    ),
+    "digits_of_a_duration.ics": (
+        lambda: b"BEGIN:VCALENDAR\r\nBEGIN:VEVENT\r\nDTSTART:20260101\r\nDURATION:P" + b"9" * 5_000 + b"D\r\n",
         (READ,),
     ),
     "events_3m.ics": (lambda: [b"BEGIN:VCALENDAR\r\n", *times(b"BEGIN:VEVENT\r\n", 3 * MB)], (READ,)),

@@ -51,7 +51,8 @@ class Verdict:
 
 
 def after_failure(failure: Failure, *, attempts: int, alone: bool) -> Verdict:
-    """Decide. `attempts` counts failed ones, this one included; `alone`: this one had nothing else in its unit."""
+    """Decide. `attempts` counts failed ones, this one included: those that were killed from outside where this one was,
+    else all others, so that nothing is condemned for what was done to it. `alone`: it had nothing else in its unit."""
     if not CATALOGUE[failure.reason].retry:
         return Verdict()
     if failure.reason in OWN_DOING:

@@ -27,6 +27,9 @@ MAX_PART_BYTES: Final = 256 << 20
 #: Deflate packs XML 10 to 50 times; its own ceiling is 1,032. Looked at beyond RATIO_FROM_BYTES only.
 MAX_RATIO: Final = 300
 RATIO_FROM_BYTES: Final = 16 << 20
+#: What documents are packed with (ISO/IEC 29500-2, OpenDocument 1.3 part 2, EPUB OCF: stored or deflated). Of bzip2 and
+#: LZMA `zipfile` unpacks a whole block of the file at once, whatever comes out: 5 GB of one that has 256 kB.
+READ_METHODS: Final = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 #: Bytes by which all entries together may be larger than they are packed.
 MAX_GROWTH_BYTES: Final = 2 << 30
 
@@ -83,6 +86,8 @@ def refuse_bombs(archive: zipfile.ZipFile) -> None:
 def blocks_of(archive: zipfile.ZipFile, name: str, limit_bytes: int = MAX_PART_BYTES) -> Iterator[bytes]:
     """The unpacked bytes of an entry. Raises KeyError when it is missing, StageFailed: damaged, bomb, encrypted."""
     info = archive.getinfo(name)
+    if info.compress_type not in READ_METHODS:
+        raise StageFailed(Reason.DAMAGED, f"{name:.200} in the ZIP container is packed as no document is")
     if info.flag_bits & 1:
         raise StageFailed(Reason.ENCRYPTED, f"{name:.200} in the ZIP container opens only with a password")
     if info.file_size > limit_bytes:

@@ -138,8 +138,13 @@ def _is_mailbox(file: BinaryIO, name: str) -> bool:
 
 
 def _mimetype(archive: zipfile.ZipFile) -> bytes:
+    from engine.workers.archive import READ_METHODS
+
     try:
-        with archive.open("mimetype") as entry:
+        info = archive.getinfo("mimetype")
+        if info.compress_type not in READ_METHODS:
+            return b""
+        with archive.open(info) as entry:
             return entry.read(100)
     except (KeyError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, EOFError):
         return b""

@@ -180,7 +180,7 @@ class _ImageFile:
         self._media_type = media_type
 
     def sheet(self, number: int, place: Place) -> Sheet:
-        with self._module.open_image(self._path, self._media_type) as image:
+        with self._module.open_image(self._path, self._media_type, place) as image:
             if self._media_type == "image/tiff":
                 self._module.seek_frame(image, number - 1)
             try:

@@ -42,8 +42,8 @@ _FILES: Final = frozenset({"aFChunk", "package"})
 _FILE_BYTES: Final = 64 << 20
 #: Headers and footers of one document: each section may have six.
 _MAX_STORIES: Final = 200
-#: Bytes of relationship and property parts.
-_SMALL_PART_BYTES: Final = 16 << 20
+#: Bytes of the properties, of which a tree is built, with 30 times its size: they have some hundred words.
+_PROPERTIES_BYTES: Final = 1 << 20
 
 _WORD_SPACES: Final = (
     "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}",
@@ -176,7 +176,7 @@ def _properties(archive: zipfile.ZipFile) -> dict[str, str]:
     """Title, author, date and the like from the core properties; none where they cannot be read."""
     parts = [target for kind, target in _relations(archive, "") if kind == "core-properties"]
     try:
-        data = b"".join(blocks_of(archive, parts[0] if parts else "docProps/core.xml", _SMALL_PART_BYTES))
+        data = b"".join(blocks_of(archive, parts[0] if parts else "docProps/core.xml", _PROPERTIES_BYTES))
     except (KeyError, StageFailed):
         return {}
     from docx.opc.constants import CONTENT_TYPE

@@ -38,6 +38,8 @@ _PIXEL_BYTES: Final = {
     **dict.fromkeys(("RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV", "LA", "La", "PA", "I", "F"), 4),
     **dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), 2),
 }
+#: Of a WebP: two canvases of its library, what that hands over, and Pillow's own.
+_WEBP_PIXEL_BYTES: Final = 16
 
 FORMATS: Final = {
     "image/png": ("PNG",),
@@ -47,6 +49,8 @@ FORMATS: Final = {
     "image/gif": ("GIF",),
     "image/bmp": ("BMP", "DIB"),
 }
+#: What Pillow says of the texts and profiles in a PNG that unpack to more than it allows.
+_UNPACKS = re.compile("Decompressed data too large|Too much memory used in text chunks")
 #: What Pillow raises for files that are not what they claim; SyntaxError is its own old way of saying so.
 TROUBLE: Final = (
     *(UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError),
@@ -57,7 +61,7 @@ TROUBLE: Final = (
 
 def read(material: Material) -> Document:
     """A page for every frame of a TIFF, one for all others. Raises StageFailed: damaged, bomb."""
-    with open_image(material.path, material.media_type) as image:
+    with open_image(material.path, material.media_type, material.place) as image:
         size = f"{image.width} x {image.height} pixels"
         if image.info.get("progressive"):
             _refuse_many_scans(material.path)
@@ -84,8 +88,10 @@ def read(material: Material) -> Document:
 
 
 @contextmanager
-def open_image(path: Path, media_type: str) -> Iterator[Image.Image]:
-    """An image of the named type, not decoded yet. Raises StageFailed: damaged, bomb."""
+def open_image(path: Path, media_type: str, place: Place) -> Iterator[Image.Image]:
+    """An image of the named type, not decoded yet. Raises StageFailed: damaged, bomb, out_of_memory."""
+    if media_type == "image/webp":
+        _ask_for_webp(path, place)
     Image.MAX_IMAGE_PIXELS = None  # its limit only warns; ours is looked at below, and for every frame
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     with warnings.catch_warnings():
@@ -95,7 +101,7 @@ def open_image(path: Path, media_type: str) -> Iterator[Image.Image]:
         except TROUBLE as error:
             raise _damaged(error, media_type) from error
         with image:
-            _refuse_large(image)
+            _refuse_large(image.width, image.height)
             yield image
 
 
@@ -130,7 +136,7 @@ def seek_frame(image: Image.Image, index: int) -> None:
             image.seek(index)
     except TROUBLE as error:
         raise _damaged(error, f"frame {index + 1}") from error
-    _refuse_large(image)
+    _refuse_large(image.width, image.height)
 
 
 def _rows_decoded(image: Image.Image) -> int:
@@ -141,11 +147,26 @@ def _rows_decoded(image: Image.Image) -> int:
     return box[3] if box else 0
 
 
-def _refuse_large(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise StageFailed(
-            Reason.BOMB, f"a picture of {image.width} x {image.height} pixels; at most {MAX_PIXELS} in all"
-        )
+def _refuse_large(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise StageFailed(Reason.BOMB, f"a picture of {width} x {height} pixels; at most {MAX_PIXELS} in all")
+
+
+def _ask_for_webp(path: Path, place: Place) -> None:
+    """Its library takes two canvases as soon as it is opened, and calls it damaged where it does not get them; decoded
+    it is there twice more. Its size stands at one of three places (RFC 9649, 2.5 to 2.7). Raises StageFailed."""
+    with open(path, "rb") as file:
+        head = file.read(30).ljust(30, b"\0")
+    match head[12:16]:
+        case b"VP8X":
+            width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
+        case b"VP8L":
+            bits = int.from_bytes(head[21:25], "little")
+            width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case _:
+            width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    _refuse_large(width, height)
+    ask_memory(place, width * height * _WEBP_PIXEL_BYTES, f"decoding {width} x {height} pixels")
 
 
 def decoding_bytes(image: Image.Image) -> int:
@@ -237,4 +258,5 @@ def _date(image: Image.Image) -> str:
 
 
 def _damaged(error: BaseException, what: str) -> StageFailed:
-    return StageFailed(Reason.DAMAGED, f"{what}: {type(error).__name__}: {told(error)}")
+    reason = Reason.BOMB if _UNPACKS.search(str(error)) else Reason.DAMAGED
+    return StageFailed(reason, f"{what}: {type(error).__name__}: {told(error)}")

@@ -34,6 +34,9 @@ from engine.workers.reading import Budget, Material, Parts, ask_memory, base_nam
 MAX_HEADER_BYTES: Final = 256 << 10
 #: Bytes of one header value that are decoded.
 MAX_VALUE_CHARS: Final = 64 << 10
+#: Characters of a header that says what a part is: the library takes it apart in the square of its length. A name of
+#: 255 characters, each of them three bytes written as nine, fits.
+MAX_PART_HEADER_CHARS: Final = 4_000
 #: Characters of one address with its name, before decoding.
 MAX_PERSON_CHARS: Final = 4_000
 #: Lines that look like MIME boundaries; each may become a part, and a part takes 2 kB of memory.
@@ -53,7 +56,6 @@ _MailMessage = email.message.Message
 
 _ENCODED_WORD = re.compile(r"=\?([^?\s]{1,60})\?([bBqQ])\?([^?]*)\?=")
 _HEADER_END = re.compile(rb"(?>\r\n|\r|\n){2}")
-_RECEIVED_DATE = re.compile(r";\s*([^;]*)$")
 #: What raises in the standard library's parser and its messages when a mail is not what it should be.
 _TROUBLE: Final = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError, binascii.Error)
 
@@ -121,7 +123,9 @@ def _plain(data: bytes) -> _MailMessage:
     end = _HEADER_END.search(data)
     stop = end.end() if end else len(data)
     try:
-        message = email.parser.BytesParser(policy=email.policy.compat32).parsebytes(data[:stop], headersonly=True)
+        policy = _Counting()
+        parser = email.parser.BytesParser(policy.new_message, policy=policy)
+        message = parser.parsebytes(data[:stop], headersonly=True)
         strays = str(message.get_payload())  # a line that is no header ends them, and begins the text
     except _TROUBLE:
         message, strays, stop = _MailMessage(), "", 0
@@ -158,7 +162,8 @@ class _Counting(email.policy.Compat32):
     def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
         """As the plain policy does. Raises _TooMany."""
         self._count("headers", MAX_HEADERS)
-        return super().header_source_parse(sourcelines)
+        name, value = super().header_source_parse(sourcelines)
+        return name, value[:MAX_PART_HEADER_CHARS] if name.lower().startswith("content-") else value
 
     def _count(self, what: str, limit: int) -> None:
         made: dict[str, int] = self.__dict__["_made"]
@@ -430,8 +435,7 @@ def _person(entry: str) -> str:
 
 def _date(message: _MailMessage) -> str:
     """When it was written, ISO 8601 with the sender's offset; else when it arrived; "" where neither can be read."""
-    received = _RECEIVED_DATE.search(_raw(message, "received"))
-    for value in (_raw(message, "date"), received.group(1) if received else ""):
+    for value in (_raw(message, "date"), _raw(message, "received").rpartition(";")[2]):
         try:
             moment = email.utils.parsedate_to_datetime(" ".join(value[:200].split()))
             # "-0000" is UTC written by someone who does not tell where he is (RFC 5322, 3.3).

@@ -184,6 +184,10 @@ class Worker:
     ready: bool = False
     began: float = 0.0  # of the present state: starting, idle, or the present order
     heard: float = 0.0
+    waited: tuple[float, float] = (
+        0.0,
+        0.0,
+    )  # the latest `heard` that was looked at, and how long it had waited by then
     unit: int = 0
     orders: int = 0
     done: set[int] = field(default_factory=set)
@@ -641,7 +645,11 @@ class Supervisor:
             return Failure(reason=Reason.DEADLINE, detail=detail)
         if now - worker.began > self._bounds.wall_seconds:
             return Failure(reason=Reason.DEADLINE, detail=f"stopped after {now - worker.began:.0f} s")
-        if now - worker.heard > self._bounds.stall_seconds:
+        # While others have all the cores nobody can say a word, and bulk work is the first to go without.
+        waited = processes.waited_seconds(worker.process.pid)
+        if worker.waited[0] != worker.heard:
+            worker.waited = worker.heard, waited
+        if now - worker.heard - (waited - worker.waited[1]) > self._bounds.stall_seconds:
             return Failure(reason=Reason.NO_PROGRESS, detail=f"no word for {now - worker.heard:.0f} s")
         return None
 

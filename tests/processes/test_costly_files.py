@@ -44,6 +44,7 @@ def test_costly_files_cost_no_more_than_they_must(
     files.text_pdf(home / "deadly.pdf", *(f"Page {number} of the whimbrel" for number in range(1, 5)))
     files.scanned_pdf(home / "scan.pdf", "First of the dotterel", "Second", "Third of the dotterel")
     (home / "greedy.txt").write_text("The knot.")
+    (home / "unlucky.txt").write_text("The ruff.")
     files.picture("The turnstone").save(home / "hunted.png")
     (tmp_path / "mail" / "new").mkdir(parents=True)
     (tmp_path / "mail" / "cur").mkdir()
@@ -73,7 +74,7 @@ def test_costly_files_cost_no_more_than_they_must(
         )
     finally:
         stop_scheduler(settings.data_dir)
-    assert (report.counts.found, report.counts.indexed, report.counts.partial, report.counts.failed) == (17, 14, 2, 3)
+    assert (report.counts.found, report.counts.indexed, report.counts.partial, report.counts.failed) == (18, 14, 2, 4)
     with open_own_ledger(settings) as ledger:
         failed_items = {Path(item.path).name: item for item in ledger.failures()}
         greedy, huge, hunted = (failed_items[name] for name in ("greedy.txt", "huge", "hunted.png"))
@@ -85,7 +86,8 @@ def test_costly_files_cost_no_more_than_they_must(
         assert (hunted.state, hunted.reason) == (ItemState.FAILED, Reason.KILLED)
         assert worth_another_run(hunted.reason)
         tries = {
-            name: ledger.attempts(ledger.find_items(name)[0].id) for name in ("greedy.txt", "deadly.pdf", "scan.pdf")
+            name: ledger.attempts(ledger.find_items(name)[0].id)
+            for name in ("greedy.txt", "unlucky.txt", "deadly.pdf", "scan.pdf")
         }
         counts = ledger.peaks()
     failed = {
@@ -93,6 +95,9 @@ def test_costly_files_cost_no_more_than_they_must(
         for name, found in tries.items()
     }
     assert failed["greedy.txt"] == [(Stage.EXTRACT, "", Reason.OUT_OF_MEMORY, 0)] * 2
+    # Nothing is set aside for having been killed: that it crashed is seen twice.
+    died = [(Reason.KILLED, signal.SIGKILL), *[(Reason.CRASHED, signal.SIGSEGV)] * 2]
+    assert failed["unlucky.txt"] == [(Stage.EXTRACT, "", *how) for how in died]
     # Without the third page it ends in the same way: it was not the page.
     deadly = [(Stage.EXTRACT, part, Reason.CRASHED, signal.SIGSEGV) for part in ("", "page 3", "")]
     assert failed["deadly.pdf"] == deadly

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.processes import Watched, cpu_seconds, cpu_use, is_alive, kill_group, start_time
+from engine.processes import Watched, cpu_seconds, cpu_use, is_alive, kill_group, start_time, waited_seconds
+from tests.mill import wait_until
 
 FAMILY = "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); sys.stdin.read()"
 
@@ -124,6 +125,22 @@ def test_a_child_dies_with_its_parent() -> None:
     parent.communicate()
     assert watched.wait_end(5.0)
     watched.close()
+
+
+def test_who_waits_for_a_core_is_known() -> None:
+    """Two that compute on one core wait for each other; one that sleeps waits for nobody."""
+    if not os.path.exists("/proc/self/schedstat"):
+        pytest.skip("this kernel does not count how long processes wait for a core")
+    core = min(os.sched_getaffinity(0))
+    code = f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
+    busy = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    try:
+        wait_until(lambda: all(waited_seconds(each.pid) > 0.1 for each in busy), "both have waited")
+    finally:
+        for each in busy:
+            each.kill()
+            each.wait()
+    assert waited_seconds(busy[0].pid) == 0.0
 
 
 @pytest.mark.parametrize(("soft", "hard", "after"), [(64, 100, 100), (64, 200, 128), (150, 200, 150)])

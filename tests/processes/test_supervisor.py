@@ -474,6 +474,22 @@ def test_standing_still_is_noticed(opened: Opener) -> None:
     assert end.seconds == 101.0
 
 
+def test_waiting_for_a_core_is_not_standing_still(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others kept it from is not held against a worker; as long on top of it is."""
+    clock, waited = HandClock(), [7.0]
+    monkeypatch.setattr("engine.workers.supervisor.processes.waited_seconds", lambda pid: waited[0])
+    one = opened(clock=clock, bounds=Bounds(stall_seconds=100.0, wall_seconds=1000.0))
+    worker = start_ready(one)
+    give(one, worker, {"do": "sleep"})
+    poll_until(one, (worker.outbox / "began").exists)
+    clock.seconds += 1.0
+    assert poll(one) == []
+    clock.seconds, waited[0] = clock.seconds + 150.0, 67.0
+    assert poll(one) == []
+    clock.seconds += 10.0
+    assert lost(poll_to_the_end(one, worker)).failure.reason is Reason.NO_PROGRESS
+
+
 def test_progress_counts_until_the_wall(opened: Opener) -> None:
     """Who says that it gets on may be slow, but not for ever."""
     clock = HandClock()

@@ -9,6 +9,7 @@ import tracemalloc
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from PIL import Image
@@ -42,6 +43,36 @@ def test_a_picture_that_needs_more_memory_than_is_left_is_refused_before_it_is_d
     assert desk.read(encoded(picture, "JPEG"), "a.jpg").pages[0].needs_ocr
     desk.memory_bytes = 60_000_000
     assert desk.read(encoded(picture, "PNG"), "a.png").pages[0].needs_ocr
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_webp_is_measured_before_its_library_opens_it(desk: Desk, mode: str, lossless: bool) -> None:
+    """It takes memory at once, and says that the file is damaged where there is none."""
+    desk.memory_bytes = 30_000_000
+    picture = Image.new(mode, (1_600, 1_000), (0, 0, 0, 0)[: len(mode)])
+    data = encoded(picture, "WEBP", lossless=lossless)
+    assert desk.refusal(data, "a.webp") == (
+        Reason.OUT_OF_MEMORY,
+        "decoding 1600 x 1000 pixels takes about 26 MB of memory; 30 MB are left",
+    )
+    desk.memory_bytes = 40_000_000
+    assert desk.read(data, "a.webp").pages[0].needs_ocr
+
+
+def test_a_webp_of_too_many_pixels_is_not_opened(desk: Desk) -> None:
+    """Its header is all that is looked at, and here all that there is."""
+    head = b"RIFF\x16\0\0\0WEBPVP8L\x09\0\0\0\x2f\xff\xff\xff\x0f"
+    assert desk.refusal(head, "a.webp") == (
+        Reason.BOMB,
+        "a picture of 16384 x 16384 pixels; at most 100000000 in all",
+    )
+
+
+def test_texts_in_a_picture_that_unpack_to_too_much_are_called_a_bomb(desk: Desk) -> None:
+    """The picture claims nothing that is not so: it is not damaged."""
+    text = bombs._chunk(b"iTXt", b"k\0\1\0\0\0" + bombs.squeezed([b"a" * 2_000_000]))
+    assert desk.refusal(bombs.png(99, 99, more=text), "a.png")[0] is Reason.BOMB
 
 
 def test_a_picture_in_a_pdf_is_refused_before_the_page_is_painted(desk: Desk) -> None:
@@ -150,6 +181,56 @@ def test_whatever_a_mail_makes_parts_or_headers_from_is_counted(
     assert document.title == "corn"
 
 
+def test_what_a_header_of_a_part_says_is_cut(desk: Desk) -> None:
+    """The library takes the square of its length to take it apart; a long name in an old manner of writing fits."""
+    name = "".join(f"%{byte:02X}" for byte in ("\u6c34" * 240).encode()).encode()
+    part = (
+        b"--b\nContent-Disposition: attachment; filename*=utf-8''" + name + b".txt" + b";a" * 5_000 + b"\n\nx\n--b--\n"
+    )
+    assert desk.read(bombs.MIXED + part, "a.eml").parts[0].name == "\u6c34" * 240 + ".txt"
+    policy = read_mail._Counting()
+    long = "x" * 10_000
+    assert policy.header_source_parse([f"Content-Type: {long}\n"])[1] == long[: read_mail.MAX_PART_HEADER_CHARS]
+    assert policy.header_source_parse([f"Subject: {long}\n"])[1] == long
+
+
+def test_zones_of_a_calendar_are_looked_for_once_and_counted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that nobody knows too; beyond the bound a time has none. A duration of any length is no error."""
+    sought: list[str] = []
+
+    def find(name: str) -> ZoneInfo:
+        sought.append(name)
+        raise LookupError(name)
+
+    read_event._zone.cache_clear()
+    monkeypatch.setattr(read_event, "ZoneInfo", find)
+    monkeypatch.setattr(read_event, "_MAX_ZONES", 3)
+    event = b"BEGIN:VEVENT\r\nDTSTART;TZID=Far/%d:20260302T080000\r\nDURATION:P" + b"9" * 5_000 + b"D\r\n"
+    text = text_of(desk.read(b"BEGIN:VCALENDAR\r\n" + b"".join(event % n for n in (0, 1, 2, 3, 0, 1, 2, 3)), "a.ics"))
+    read_event._zone.cache_clear()
+    assert sought == ["Far/0", "Far/1", "Far/2"]
+    assert text.split() == [
+        f"2026-03-02T08:00:00[Far/{n}]" if n < 3 else "2026-03-02T08:00:00" for n in (0, 1, 2, 3) * 2
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "rows"),
+    [
+        ('a,b\n1,"x",y\n,"' + '"' * 2_000 + "x\n", ["a | b", "1 | x | y", " | " + '"' * 1_000 + "x"]),
+        ("name;sum\nAnn;1,5\nBob;2,5\n", ["name | sum", "Ann | 1,5", "Bob | 2,5"]),
+        ("name,\ttown\nAnn,\tUlm\n", ["name, | town", "Ann, | Ulm"]),
+        ("a, 'b, c'\nd, 'e, f'\n", ["a | b, c", "d | e, f"]),
+        ("a, \"b, 'c\"\nd, 'e\n", ["a | b, 'c", "d | 'e"]),
+        ("one\ntwo\n", ["one", "two"]),
+    ],
+    ids=["quotes", "decimal commas", "tabs", "single quotes", "apostrophes", "one column"],
+)
+def test_what_parts_the_cells_of_a_table_is_found_in_one_pass(desk: Desk, table: str, rows: list[str]) -> None:
+    """The first of these took the library's own expressions the fourth power of its length: for ever."""
+    assert text_of(desk.read(table.encode(), "a.csv")).splitlines() == rows
+
+
 def test_events_of_a_calendar_are_counted(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first ones are read, and a note says how many more there were."""
     monkeypatch.setattr(read_event, "MAX_EVENTS", 3)
@@ -193,9 +274,9 @@ def test_frames_and_passes_of_a_picture_are_counted_without_pillow(
             assert read_image._has_many_frames(path) is many
     path.write_bytes(bombs.tiff(3, 40, 40, loop=True))
     assert not read_image._has_many_frames(path)  # in a circle each counts once
-    few, many = bombs.many_scans(64, 64, 1), bombs.many_scans(64, 64, 600)
+    few, most = bombs.many_scans(64, 64, 1), bombs.many_scans(64, 64, 600)
     assert desk.read(few, "a.jpg").pages[0].needs_ocr
-    assert desk.refusal(many, "a.jpg") == (Reason.BOMB, "a picture in 605 passes; at most 500")
+    assert desk.refusal(most, "a.jpg") == (Reason.BOMB, "a picture in 605 passes; at most 500")
 
 
 # --- work that must not grow with the square --------------------------------------------------------------------------
@@ -222,6 +303,21 @@ def test_a_comment_that_never_ends_is_left_out_once(monkeypatch: pytest.MonkeyPa
         ("a<!-- 1", "a<!-- 1"),
     ):
         assert read_text._without_long_comments(markup) == left
+
+
+def test_abbreviations_that_never_end_are_looked_for_once(desk: Desk) -> None:
+    """What is whole goes; behind the last of them nothing is searched through for each that begins."""
+    xml = b"<?xml version='1.0'?><!DOCTYPE x [<!ENTITY a 'b'><!ENTITY c 'd'>]><x>corn &a; rye</x>"
+    assert text_of(desk.read(xml, "a.xml")).split() == ["corn", "rye"]
+    assert text_of(desk.read(b"<?xml version='1.0'?>" + b"<!ENTITY " * 400_000, "a.xml"))
+
+
+def test_what_no_document_is_packed_with_is_not_unpacked(desk: Desk) -> None:
+    """Its size is only said, and one block of it may be gigabytes."""
+    refusal = (Reason.DAMAGED, "word/document.xml in the ZIP container is packed as no document is")
+    assert desk.refusal(bombs.understated(1), "a.docx") == refusal
+    odt = bombs.packed([("mimetype", [b"application/vnd.oasis.opendocument.text"])], method=zipfile.ZIP_BZIP2)
+    assert "application/zip" in desk.refusal(odt, "a.odt")[1]
 
 
 def test_breaks_and_empty_paragraphs_take_no_room(desk: Desk) -> None:

@@ -1,4 +1,5 @@
-"""The real stage; of a file called "deadly" the third page ends the worker, and "greedy" never has enough memory."""
+"""The real stage; of a file called "deadly" the third page ends the worker, "greedy" never has enough memory, and
+"unlucky" is killed as from outside at first, and then crashes."""
 
 from __future__ import annotations
 
@@ -33,6 +34,8 @@ class _Costly:
 
     def run(self, order: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
         name = str(order["name"])
+        if "unlucky" in name:
+            os.kill(os.getpid(), signal.SIGSEGV if order["journal"] else signal.SIGKILL)
         if "greedy" in name:
             raise MemoryError
         return self._real.run(order, _Deadly(place) if "deadly" in name else place)
