@@ -6,6 +6,7 @@ Rule: the only stage that touches `indexes`. It builds a file; the coordinator a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from engine.ports import Place
@@ -13,7 +14,9 @@ from indexes import faiss_store
 
 
 def open_stage(options: Mapping[str, Any]) -> IndexStage:
-    """Nothing to load and nothing to choose."""
+    """Nothing to choose. FAISS is loaded now, without a limit: what it maps and does not use is far more than a unit is
+    promised, and with less than that it crashes."""
+    import_module("faiss")
     return IndexStage()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,7 @@ from engine.coordinator import Supervisor
 from engine.desk import stop_scheduler
 from engine.errors import CannotRunError
 from engine.model import Failure, ItemState, Lane, LeaseId, Stage, UserId
+from engine.policy.estimates import indexing
 from engine.policy.retries import KILLS_ALLOWED
 from engine.policy.tokens import Limits
 from engine.ports import Answer
@@ -174,6 +176,19 @@ def test_what_others_give_back_goes_to_the_unit_that_lacks_it(opened: Opener) ->
         assert not promises.is_overdrawn
         promises.end(lease)
         one.release(worker)
+
+
+def test_a_faiss_file_is_built_within_its_promise(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the libraries map and never use is not counted: they are loaded before there is a limit."""
+    one = opened()
+    monkeypatch.setattr(one, "_package", "engine.workers")
+    worker = one.start(Stage.INDEX, {})
+    (worker.inbox / "vectors").write_bytes(bytes(100 * 384 * 4))
+    (worker.inbox / "ids").write_bytes(array("q", range(100)).tobytes())
+    order = {"file": "vectors", "ids": "ids", "dim": 384, "prefix": "p"}
+    promised = indexing(vectors=100, dim=384).memory_bytes
+    give(one, worker, order, promised_bytes=promised, limit_bytes=promised)
+    assert failures(poll_to_the_end(one, worker)) == [None]
 
 
 def test_a_burst_between_two_looks_meets_the_worker_s_own_limit(opened: Opener) -> None:
