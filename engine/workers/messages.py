@@ -29,6 +29,15 @@ MAX_MESSAGE_BYTES = 1 << 20
 MAX_SMALL_BYTES = 1000
 #: A worker ends with it between two orders when the one before has taken memory that it cannot give back.
 EXIT_FULL = 75
+#: What a worker cannot know, for it sees bytes alone: how it ended itself, where they came from, what a rule says of
+#: them. Believed, these would keep a file out of quarantine, or make it seem to be left out on purpose.
+NOT_A_WORKERS = frozenset(
+    {
+        *(Reason.KILLED, Reason.VANISHED, Reason.CHANGED_WHILE_READING, Reason.UNREADABLE, Reason.EXCLUDED),
+        *(Reason.TOO_OLD, Reason.SYMBOLIC_LINK, Reason.NOT_A_FILE, Reason.SOURCE_MISSING, Reason.SOURCE_UNREADABLE),
+        *(Reason.SOURCE_INCOMPLETE, Reason.REMOVALS_HELD),
+    }
+)
 _FRAME = struct.Struct("!i")
 #: An escape for half a character. `send` writes none; one may also stand in a text that speaks of such escapes.
 _MAYBE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -215,6 +224,8 @@ def _failure(value: object) -> Failure | None:
         reason = Reason(code)
     except ValueError:
         raise MalformedMessage(f"{code[:100]!r} is no reason of the catalogue") from None
+    if reason in NOT_A_WORKERS:
+        raise MalformedMessage(f"{code!r} is no reason that a worker can give")
     return Failure(reason=reason, detail=printable(_text(value, "detail")))
 
 

@@ -17,7 +17,6 @@ import fcntl
 import os
 import re
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from engine import processes
+from engine import clearing, processes
 from engine.errors import CannotRunError, MalformedMessage
 from engine.model import Failure, Stage
 from engine.ports import Clock
@@ -422,8 +421,8 @@ class Supervisor:
         if not worker.gone and worker.grown_bytes > GROWTH_BYTES:
             self._let_go(worker)
         elif not worker.gone:
-            _empty(worker.inbox)
-            _empty(worker.outbox)
+            clearing.empty(worker.inbox)
+            clearing.empty(worker.outbox)
 
     def poll(self, timeout_seconds: float) -> list[Report]:
         """Wait for news, at most so long, and hand them on. Raises CannotRunError when a stage cannot be started.
@@ -490,7 +489,7 @@ class Supervisor:
         self._watch.close()
         self._selector.close()
         self._left.clear()
-        shutil.rmtree(self._spool, ignore_errors=True)
+        clearing.remove(self._spool)
 
     # --- how ---
 
@@ -764,7 +763,7 @@ class Supervisor:
 
     def _remove_left(self) -> None:
         while self._left:
-            shutil.rmtree(self._left.pop(), ignore_errors=True)
+            clearing.remove(self._left.pop())
 
     def _keep_stderr(self, worker: Worker, descriptor: int, *, closing: bool = False) -> None:
         """Keep the last of what a worker writes to its standard error; a block each time, so that it cannot hold us."""
@@ -889,19 +888,3 @@ def _resident_bytes(worker: Worker) -> int:
         return processes.resident_bytes(worker.process.pid)
     except ProcessLookupError:
         return 0
-
-
-def _empty(folder: Path) -> None:
-    """Remove all that lies in a folder of a worker; links are removed, not followed: the folder may be one by now."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        for name in os.listdir(descriptor):
-            try:
-                os.unlink(name, dir_fd=descriptor)
-            except OSError:
-                shutil.rmtree(name, ignore_errors=True, dir_fd=descriptor)
-    finally:
-        os.close(descriptor)

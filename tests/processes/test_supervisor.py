@@ -746,6 +746,9 @@ def framed(data: bytes) -> list[str]:
         pytest.param([["say", {"is": "UnitOrder", "unit": 1, "orders": [], "memory_bytes": 0}]], id="an order to us"),
         pytest.param([["say", {**DONE, "failure": {"reason": "bored", "detail": ""}}]], id="a reason of its own"),
         pytest.param([["say", {"is": "Progress", "done": -1, "total": 1}]], id="less than nothing"),
+        pytest.param(
+            [["say", {**DONE, "failure": {"reason": "killed", "detail": "from outside"}}]], id="what it cannot know"
+        ),
         pytest.param([["say", {"is": "Progress", "done": 1, "total": 2, "more": [0] * 400}]], id="small talk"),
         pytest.param([["bytes", "7fffffff"]], id="two gigabytes announced"),
         pytest.param([["bytes", "ffffffff"]], id="a negative length"),

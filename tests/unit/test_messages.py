@@ -21,6 +21,7 @@ from engine.model import Failure
 from engine.reasons import Reason
 from engine.workers.messages import (
     MAX_MESSAGE_BYTES,
+    NOT_A_WORKERS,
     Begin,
     ItemDone,
     Message,
@@ -53,7 +54,8 @@ _messages: st.SearchStrategy[Message] = st.one_of(
         unit=_count,
         index=_count,
         result=_tables,
-        failure=st.none() | st.builds(Failure, reason=st.sampled_from(Reason), detail=_line),
+        failure=st.none()
+        | st.builds(Failure, reason=st.sampled_from(sorted(set(Reason) - NOT_A_WORKERS)), detail=_line),
         cpu_seconds=st.floats(0, 1e8),
         peak_bytes=_count,
     ),

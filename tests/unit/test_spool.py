@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.spool import NAME_BYTES, bytes_in, written_by
+from engine import clearing
+from engine.spool import NAME_BYTES, written_by
 
 MIB = 1 << 20
 MOST = 100 * MIB
@@ -18,9 +19,10 @@ MOST = 100 * MIB
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    (tmp_path / "outbox").mkdir()
-    (tmp_path / "slate").write_text("1 0")
-    return tmp_path
+    home = tmp_path / "worker-1"
+    (home / "outbox").mkdir(parents=True)
+    (home / "slate").write_text("1 0")
+    return home
 
 
 @pytest.fixture
@@ -48,6 +50,12 @@ def test_many_small_files_are_much(home: Path, written: Callable[[Path], int]) -
     assert MOST - MIB < written(home) <= MOST + NAME_BYTES
 
 
+def test_a_folder_is_more_than_allowed(home: Path, written: Callable[[Path], int]) -> None:
+    """No honest worker makes one, and nobody looks for what lies in it."""
+    (home / "outbox" / "folder").mkdir()
+    assert written(home) > MOST - MIB
+
+
 def test_a_file_that_was_removed_counts_while_it_is_open(home: Path, written: Callable[[Path], int]) -> None:
     """With a name before, or never; and as much as you like when it is only mapped."""
     with (home / "outbox" / "gone").open("wb") as file:
@@ -67,13 +75,25 @@ def test_a_file_that_was_removed_counts_while_it_is_open(home: Path, written: Ca
     assert written(home) == NAME_BYTES
 
 
-def test_folders_within_folders_are_counted_however_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deeper than Python calls itself."""
-    monkeypatch.chdir(tmp_path)
-    for _ in range(1500):
+def test_folders_within_folders_are_removed_however_deep(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deeper than Python calls itself; what links lead to stays."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    monkeypatch.chdir(home / "outbox")
+    for _ in range(1100):
         os.mkdir("d")
         os.chdir("d")
+        os.symlink(tmp_path / "kept", "link")
     monkeypatch.chdir(tmp_path)
-    assert bytes_in(tmp_path) >= 0
-    # Neither do those who remove what tests leave.
-    subprocess.run(["rm", "-r", str(tmp_path / "d")], check=True)
+    try:
+        clearing.empty(home / "outbox")
+        assert os.listdir(home / "outbox") == []
+    finally:
+        # Those who remove what tests leave would not manage.
+        subprocess.run(["rm", "-rf", str(home / "outbox")], check=True)
+    (home / "link").symlink_to(tmp_path / "kept")
+    clearing.remove(home / "link")
+    clearing.remove(home)
+    assert (tmp_path / "kept" / "file").is_file()
