@@ -743,7 +743,7 @@ class Coordinator:
         if self._promises.is_overdrawn:
             self._make_way_for(worker)
         number = self._asks = self._asks + 1
-        self._supervisor.reserve(worker, number, len(unit.pieces))
+        self._supervisor.reserve(worker, number, len(unit.pieces), owner=self._owner_of(unit))
         name = worker.number, number
         _log.debug(
             "lease %s: unit %s of %s, %s orders of %s, worker %s, %s bytes promised",
@@ -784,7 +784,7 @@ class Coordinator:
     def _find_worker(self, unit: Unit) -> Worker | None:
         """An idle worker that leaves the unit something of what it was promised: one that has kept much of earlier
         units would be stopped for it, and the unit begun again."""
-        while (worker := self._supervisor.find_idle(unit.stage)) is not None:
+        while (worker := self._supervisor.find_idle(unit.stage, self._owner_of(unit))) is not None:
             if worker.resting_bytes + growth.LEAST_BURST_BYTES <= unit.memory_bytes:
                 return worker
             _log.debug(
@@ -793,6 +793,11 @@ class Coordinator:
             )
             self._supervisor.retire(worker)
         return None
+
+    def _owner_of(self, unit: Unit) -> str:
+        """Whose worker the unit needs: what reads the bytes of strangers is of one user alone. Other stages are given
+        what was checked field by field."""
+        return unit.user if unit.needs_fetch else ""
 
     def _start_worker(self, stage: Stage) -> Worker:
         """A new worker; idle ones of other stages make room when there are many."""
@@ -803,7 +808,8 @@ class Coordinator:
         idle = deque(
             sorted(
                 (worker for worker in self._supervisor.workers if not worker.busy),
-                key=lambda worker: worker.stage in wanted,
+                # Then those of users that are done or rest; of the others whoever has been idle longest.
+                key=lambda worker: (worker.stage in wanted, worker.owner in self._open, worker.began),
             )
         )
         while idle and len(self._supervisor.workers) >= most:

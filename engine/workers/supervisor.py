@@ -180,6 +180,7 @@ class Worker:
     pipe: Connection
     stream: Stream = field(default_factory=Stream)
     stderr: deque[bytes] = field(default_factory=deque)
+    owner: str = ""  # the only one whose files it reads; "": none yet
     ready: bool = False
     began: float = 0.0  # of the present state: starting, idle, or the present order
     heard: float = 0.0
@@ -296,12 +297,18 @@ class Supervisor:
         """Also wake up, and call `action`, when this descriptor can be read."""
         self._selector.register(descriptor, selectors.EVENT_READ, action)
 
-    def find_idle(self, stage: Stage) -> Worker | None:
-        """A worker of that stage without a unit; one that is still starting counts (it waits for the unit)."""
+    def find_idle(self, stage: Stage, owner: str = "") -> Worker | None:
+        """A worker of that stage without a unit; one that is still starting counts (it waits for the unit).
+
+        owner: whose files the unit reads. One that has read another owner's is not found: whoever took it over with a
+        file would be given those of everybody else.
+        """
         free = [
-            worker for worker in self._workers if worker.stage is stage and not worker.busy and worker.hung_up is None
+            worker
+            for worker in self._workers
+            if worker.stage is stage and not worker.busy and worker.hung_up is None and worker.owner in ("", owner)
         ]
-        return min(free, key=lambda worker: (not worker.ready, worker.number), default=None)
+        return min(free, key=lambda worker: (not worker.owner, not worker.ready, worker.number), default=None)
 
     def start(self, stage: Stage, options: Mapping[str, Any]) -> Worker:
         """A new worker process for a stage. Raises CannotRunError when the system gives us none."""
@@ -359,8 +366,12 @@ class Supervisor:
             self._say(worker, self._beginning(worker, options))
         return worker
 
-    def reserve(self, worker: Worker, unit: int, orders: int) -> None:
-        """The worker is spoken for: files are being copied into its inbox for this unit (numbers begin at 1)."""
+    def reserve(self, worker: Worker, unit: int, orders: int, *, owner: str = "") -> None:
+        """The worker is spoken for: files are being copied into its inbox for this unit (numbers begin at 1).
+
+        owner: of these files, and from now on the only one of this worker; "": it stays anybody's.
+        """
+        worker.owner = worker.owner or owner
         worker.unit, worker.orders = unit, orders
         worker.done, worker.words = set(), 0
         worker.pending, worker.given, worker.deadlines = None, False, ()
