@@ -73,7 +73,7 @@ class _Home:
         self._pipe = pipe
         self._said = 0.0
         self._memory = _Memory()
-        self._unlimited_bytes = 0
+        self._uncounted_bytes = 0  # resident when the limit was set, less what the limit counts
 
     def progress(self, done: int, total: int) -> None:
         now = time.monotonic()
@@ -96,14 +96,14 @@ class _Home:
         now = self._memory.read()
         more = max(_LEAST_ROOM_BYTES, memory_bytes - now.resident_bytes)
         resource.setrlimit(resource.RLIMIT_DATA, (now.data_bytes + more, resource.RLIM_INFINITY))
-        self._unlimited_bytes = now.resident_bytes - now.data_bytes
+        self._uncounted_bytes = now.resident_bytes - now.data_bytes
 
     def out_of_memory(self) -> Failure:
         """It wanted more than there was, with the number: the limit may have been raised since it was set."""
         limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
         said = "there was no more memory"
         if limit != resource.RLIM_INFINITY:
-            all_bytes = limit + self._unlimited_bytes
+            all_bytes = limit + self._uncounted_bytes
             said = f"it wanted more than the {all_bytes // 10**6:,} MB of memory that its worker could have"
         return Failure(reason=Reason.OUT_OF_MEMORY, detail=said)
 
