@@ -73,6 +73,7 @@ class _Home:
         self._pipe = pipe
         self._said = 0.0
         self._memory = _Memory()
+        self._uncounted_bytes = 0  # resident when the limit was set, less what the limit counts
 
     def progress(self, done: int, total: int) -> None:
         now = time.monotonic()
@@ -95,6 +96,16 @@ class _Home:
         now = self._memory.read()
         more = max(_LEAST_ROOM_BYTES, memory_bytes - now.resident_bytes)
         resource.setrlimit(resource.RLIMIT_DATA, (now.data_bytes + more, resource.RLIM_INFINITY))
+        self._uncounted_bytes = now.resident_bytes - now.data_bytes
+
+    def out_of_memory(self) -> Failure:
+        """It wanted more than there was, with the number: the limit may have been raised since it was set."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        said = "there was no more memory"
+        if limit != resource.RLIM_INFINITY:
+            all_bytes = limit + self._uncounted_bytes
+            said = f"it wanted more than the {all_bytes // 10**6:,} MB of memory that its worker could have"
+        return Failure(reason=Reason.OUT_OF_MEMORY, detail=said)
 
     def write_slate(self, unit: int, index: int) -> None:
         """Before an item begins: whoever finds this worker dead knows which item it was."""
@@ -182,11 +193,11 @@ def _do_item(runner: StageRunner, order: Mapping[str, Any], home: _Home) -> tupl
     except StageFailed as error:
         return {}, Failure(reason=error.failure.reason, detail=printable(error.failure.detail))
     except MemoryError:
-        return {}, Failure(reason=Reason.OUT_OF_MEMORY, detail="the unit's memory limit was reached")
+        return {}, home.out_of_memory()
     except Exception as error:  # noqa: BLE001 - the worker's outermost loop: one bad item must not end the others
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             # mmap(2) says it so.
-            return {}, Failure(reason=Reason.OUT_OF_MEMORY, detail="the unit's memory limit was reached")
+            return {}, home.out_of_memory()
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             # The disk's fault and not the item's, which is to be tried again when there is room.
             return {}, Failure(reason=Reason.DISK_FULL, detail=printable(str(error)))

@@ -129,7 +129,8 @@ def _plain(data: bytes) -> _MailMessage:
         strays = str(message.get_payload())  # a line that is no header ends them, and begins the text
     except _TROUBLE:
         message, strays, stop = _MailMessage(), "", 0
-    message.set_payload(strays + data[stop:].decode("ascii", "surrogateescape"))
+    # Without a copy of the bytes, and none of the text where there are no strays.
+    message.set_payload(strays + str(memoryview(data)[stop:], "ascii", "surrogateescape"))
     return message
 
 

@@ -82,6 +82,7 @@ def test_costly_files_cost_no_more_than_they_must(
         assert (huge.state, huge.reason) == (ItemState.FAILED, Reason.OUT_OF_MEMORY)
         assert "at least 272 MiB of memory; all that the workers may use together is 256 MiB" in huge.detail
         assert [one.seconds for one in ledger.attempts(huge.id)] == [0.0]
+        assert re.fullmatch(r"it wanted more than the 2\d\d MB of memory that its worker could have", greedy.detail)
         # Not its own doing: the next run tries it again, and has not lost its page.
         assert (hunted.state, hunted.reason) == (ItemState.FAILED, Reason.KILLED)
         assert worth_another_run(hunted.reason)
