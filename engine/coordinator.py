@@ -795,9 +795,9 @@ class Coordinator:
         return None
 
     def _owner_of(self, unit: Unit) -> str:
-        """Whose worker the unit needs: what reads the bytes of strangers is of one user alone. Other stages are given
-        what was checked field by field."""
-        return unit.user if unit.needs_fetch else ""
+        """Whose worker the unit needs. Where the sandbox is strict, what reads the bytes of strangers is of one user
+        alone; other stages are given what was checked field by field."""
+        return unit.user if unit.needs_fetch and self._settings.sandbox == "strict" else ""
 
     def _start_worker(self, stage: Stage) -> Worker:
         """A new worker; idle ones of other stages make room when there are many."""

@@ -236,6 +236,21 @@ def test_two_workers_work_at_the_same_time(opened: Opener) -> None:
     assert not asleep.gone
 
 
+def test_a_worker_of_one_owner_is_nobody_elses(opened: Opener) -> None:
+    """What has read one user's files is found for that user only; a new one, or one of nobody, by anybody."""
+    one = opened()
+    anns, anybodys = start_ready(one), start_ready(one)
+    one.reserve(anns, 1, 1, owner="ann")
+    one.release(anns)
+    one.reserve(anybodys, 2, 1)
+    one.release(anybodys)
+    assert one.find_idle(Stage.EXTRACT, "ann") is anns
+    assert one.find_idle(Stage.EXTRACT, "ben") is anybodys
+    one.retire(anybodys)
+    assert one.find_idle(Stage.EXTRACT, "ben") is None
+    assert one.find_idle(Stage.EXTRACT) is None
+
+
 def test_other_descriptors_wake_the_supervisor(opened: Opener) -> None:
     """Whatever else the coordinator waits for is waited for in the same place."""
     one = opened()
