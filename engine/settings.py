@@ -405,9 +405,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         meaning=(
             "Whether workers give up all rights but those to their own two folders before they read a file: no other "
             "file, no network, no other process, no program. With auto they give up what this kernel lets them; with "
-            "strict no run starts where Landlock or seccomp is lacking, and a worker that has read one user's files reads "
-            "nobody else's, which takes two or three times as long where many users have a little to read; with off they "
-            "keep the rights of the account. `nightmill doctor` says what there is."
+            "strict no run starts where Landlock or seccomp is lacking, and a worker that has read one user's files "
+            "reads nobody else's, which takes two or three times as long where many users have a little to read; with "
+            "off they keep the rights of the account. `nightmill doctor` says what there is."
         ),
         prevents="A file made to take over a PDF library would read everybody's index, and send it somewhere.",
     ),
