@@ -238,10 +238,12 @@ def test_what_a_worker_has_started_counts_as_its_own(opened: Opener) -> None:
     """A program that takes the memory for it is stopped with it."""
     one = opened()
     worker = start_ready(one)
-    give(one, worker, {"do": "glutton", "bytes": 200 * MIB}, promised_bytes=worker.base_bytes + 50 * MIB)
+    promised = worker.base_bytes + 50 * MIB
+    give(one, worker, {"do": "glutton", "bytes": 200 * MIB}, promised_bytes=promised)
     end = lost(rest(poll_to_the_end(one, worker)))
     assert (end.blamed, end.failure.reason) == (0, Reason.OUT_OF_MEMORY)
-    assert end.peak_bytes > 200 * MIB
+    # It may be seen, and stopped, on its way there.
+    assert end.peak_bytes > watch.FAR * promised
 
 
 def test_a_worker_of_many_threads_is_stopped(opened: Opener) -> None:
