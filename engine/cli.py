@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import errno
 import io
 import json
 import os
@@ -25,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import CannotRunError, NightmillError, UsageError
+from engine.errors import NO_ROOM, CannotRunError, NightmillError, UsageError
 from engine.model import Counts, ItemState, Lane, UserId
 from engine.printing import printable, printable_lines
 from engine.reasons import CATALOGUE, Reason
@@ -88,7 +87,7 @@ def _unexpected(error: Exception) -> int:
     if isinstance(error, IndexFault):
         print(f"nightmill: {error}", file=sys.stderr)
         return CannotRunError.exit_code
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         print(f"nightmill: no room: {error}; free space, then run again", file=sys.stderr)
         return CannotRunError.exit_code
     traceback.print_exc()

@@ -15,7 +15,6 @@ order that leaves nothing behind whoever kills us in between: workers first, the
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import queue
@@ -29,7 +28,7 @@ from typing import Any
 
 from engine import spool as spools
 from engine.desk import Desk
-from engine.errors import CannotRunError, UsageError
+from engine.errors import NO_ROOM, CannotRunError, UsageError
 from engine.fetching import FetchThreads
 from engine.model import (
     Counts,
@@ -90,8 +89,6 @@ _IDLE_WORKER_BYTES = 160 * 1024**2
 
 #: What a worker that has nothing to do may hold of the disk: its slate, and a moment's leftovers.
 _IDLE_BYTES = 4 * 1024**2
-
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_CANNOT, EXIT_DEADLINE, EXIT_INTERRUPTED = 0, 3, 4, 5, 130
 
@@ -176,6 +173,16 @@ class _Going:
     began: float
     assigned: bool = False
     cpu_seconds: float = 0.0
+
+    def charge(self, report: Ended | Lost) -> Cost:
+        """What the order took, which is a part of what the unit takes."""
+        self.cpu_seconds += report.cpu_seconds
+        return Cost(
+            began=report.began,
+            seconds=report.seconds,
+            cpu_seconds=report.cpu_seconds,
+            peak_bytes=report.peak_bytes,
+        )
 
 
 class Coordinator:
@@ -501,7 +508,7 @@ class Coordinator:
 
     def _note_full(self, error: IndexFault | OSError) -> None:
         """Where the disk is full, all others would fare alike: the run ends."""
-        if isinstance(error, IndexFull) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
+        if isinstance(error, IndexFull) or (isinstance(error, OSError) and error.errno in NO_ROOM):
             way_out = ", then run again" if isinstance(error, IndexFull) else "; free space, then run again"
             self._draining = self._draining or (EXIT_CANNOT, f"the disk is full: {error}{way_out}")
 
@@ -885,13 +892,7 @@ class Coordinator:
         pipeline = going.owner.pipeline
         match report:
             case Ended():
-                cost = Cost(
-                    began=report.began,
-                    seconds=report.seconds,
-                    cpu_seconds=report.cpu_seconds,
-                    peak_bytes=report.peak_bytes,
-                )
-                going.cpu_seconds += report.cpu_seconds
+                cost = going.charge(report)
                 self._note_room(report.failure)
                 failure = self._judged(going, report.failure) if report.failure is not None else None
                 lie = pipeline.ended(going.unit, report.index, report.worker.outbox, report.result, failure, cost)
@@ -904,7 +905,7 @@ class Coordinator:
                 self._lost(going, report)
 
     def _judged(self, going: _Going, failure: Failure) -> Failure:
-        return self._promises.judged(going.lease, failure, own_bytes=private_bytes(os.getpid()))
+        return self._promises.judged(going.lease, failure, own_bytes=lambda: private_bytes(os.getpid()))
 
     def _note_room(self, failure: Failure | None) -> None:
         """Free space says nothing of quotas: several copies or orders in a row that find no room do.
@@ -926,13 +927,7 @@ class Coordinator:
         self._reporter.say(
             WorkerDied(stage=unit.stage, detail=report.failure.detail, path=item.record.path if item else "")
         )
-        going.cpu_seconds += report.cpu_seconds
-        cost = Cost(
-            began=report.began,
-            seconds=report.seconds,
-            cpu_seconds=report.cpu_seconds,
-            peak_bytes=report.peak_bytes,
-        )
+        cost = going.charge(report)
         failure = self._judged(going, report.failure)
         going.owner.pipeline.lost(unit, report.blamed, failure, report.untouched, cost, outbox=report.worker.outbox)
         self._end(going)

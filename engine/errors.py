@@ -14,6 +14,12 @@ What goes wrong with one item is not an exception outside its worker: it travels
 
 from __future__ import annotations
 
+import errno
+from typing import Final
+
+#: What the system says when a disk, or somebody's part of it, is full. It passes, and is no fault of what was written.
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
 
 class NightmillError(Exception):
     """Something failed that should not have. Please report it, with the log."""

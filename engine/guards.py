@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def memory_limit(setting_bytes: int | None) -> tuple[int, str]:
     """The memory that all of us together may use, in bytes, and where that number comes from."""
     if setting_bytes is not None:
         return setting_bytes, "NIGHTMILL_MEMORY_LIMIT"
-    physical = psutil.virtual_memory().total
+    physical, _ = _machine_memory()
     found = _narrowest_memory_group(_CGROUPS, _MOUNT, physical)
     if found is not None:
         limit, version, group = found
@@ -68,7 +68,7 @@ def memory_limit(setting_bytes: int | None) -> tuple[int, str]:
 
 def read_memory() -> Reading:
     """What is used and what is available, by the narrowest cgroup limit, else by the machine."""
-    return _memory_of(_narrowest_memory_group(_CGROUPS, _MOUNT, psutil.virtual_memory().total))
+    return _memory_of(_narrowest_memory_group(_CGROUPS, _MOUNT, _machine_memory()[0]))
 
 
 def cpu_limit() -> int:
@@ -160,7 +160,7 @@ class LoadMeter:
 
         The cores are None at the first look and less than a second after the last one that had them.
         """
-        found = _narrowest_memory_group(_CGROUPS, _MOUNT, psutil.virtual_memory().total)
+        found = _narrowest_memory_group(_CGROUPS, _MOUNT, _machine_memory()[0])
         cores = self._count_cores(now_seconds, pids)
         return Load(
             now_seconds=now_seconds,
@@ -307,24 +307,22 @@ def _machine_memory() -> tuple[int, int]:
 def _limited_groups(pids: Collection[int]) -> dict[Path, tuple[int, int]]:
     """The groups with a memory limit that these processes are in, and those above them: (limit in bytes, version)."""
     physical, _ = _machine_memory()
-    found: dict[Path, tuple[int, int]] = {}
-    for pid in pids:
-        for version, group in _groups("memory", _PROC / str(pid) / "cgroup", _MOUNT):
-            limit = _group_limit(group, version) if group not in found else None
-            if limit is not None and limit < min(physical, _V1_UNLIMITED):
-                found[group] = limit, version
-    return found
+    return {
+        group: (limit, version)
+        for pid in pids
+        for limit, version, group in _memory_limits(_PROC / str(pid) / "cgroup", _MOUNT, physical)
+    }
 
 
 def _memory_of(found: tuple[int, int, Path] | None) -> Reading:
     """What the narrowest group says, else the machine."""
-    machine = psutil.virtual_memory()
+    total, available = _machine_memory()
     if found is not None:
         limit, version, group = found
         used = _group_usage(group, version)
         if used is not None:
-            return Reading(used_bytes=used, available_bytes=max(0, min(limit - used, machine.available)))
-    return Reading(used_bytes=machine.total - machine.available, available_bytes=machine.available)
+            return Reading(used_bytes=used, available_bytes=max(0, min(limit - used, available)))
+    return Reading(used_bytes=total - available, available_bytes=available)
 
 
 def _pressure_of(found: tuple[int, int, Path] | None) -> float | None:
@@ -339,14 +337,15 @@ def _pressure_of(found: tuple[int, int, Path] | None) -> float | None:
 
 def _narrowest_memory_group(cgroups: Path, mount: Path, physical: int) -> tuple[int, int, Path] | None:
     """(limit in bytes, cgroup version, folder) of the smallest memory limit on the way up; None: there is none."""
-    best: tuple[int, int, Path] | None = None
+    return min(_memory_limits(cgroups, mount, physical), key=lambda found: found[0], default=None)
+
+
+def _memory_limits(cgroups: Path, mount: Path, physical: int) -> Iterator[tuple[int, int, Path]]:
+    """(limit in bytes, cgroup version, folder) of each group on the way up that has less than the machine."""
     for version, group in _groups("memory", cgroups, mount):
-        limit = _group_limit(group, version)
-        if limit is None or limit >= min(physical, _V1_UNLIMITED):
-            continue
-        if best is None or limit < best[0]:
-            best = (limit, version, group)
-    return best
+        limit = _read_number(group / ("memory.max" if version == 2 else "memory.limit_in_bytes"))
+        if limit is not None and limit < min(physical, _V1_UNLIMITED):
+            yield limit, version, group
 
 
 def _groups(controller: str, cgroups: Path, mount: Path) -> list[tuple[int, Path]]:
@@ -375,10 +374,6 @@ def _groups(controller: str, cgroups: Path, mount: Path) -> list[tuple[int, Path
             group = root
         found += [(version, folder) for folder in (group, *group.parents) if folder.is_relative_to(root)]
     return found
-
-
-def _group_limit(group: Path, version: int) -> int | None:
-    return _read_number(group / ("memory.max" if version == 2 else "memory.limit_in_bytes"))
 
 
 def _group_usage(group: Path, version: int) -> int | None:

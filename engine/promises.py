@@ -143,7 +143,7 @@ class Promises:
         """Less is there than was promised: whoever was promised the whole budget has what others leave of it."""
         return self._room_bytes < 0
 
-    def judged(self, lease: LeaseId, failure: Failure, *, own_bytes: int) -> Failure:
+    def judged(self, lease: LeaseId, failure: Failure, *, own_bytes: Callable[[], int]) -> Failure:
         """What the unit of a lease failed of. Out of memory where others had what it was promised, or crashed, as
         libraries do that get none: that is a kill from outside. own_bytes: held by this process."""
         promise = self._by_lease.get(lease)
@@ -153,7 +153,7 @@ class Promises:
             promised_bytes=promise.promised_bytes,
             lacking_bytes=promise.lacking_bytes,
             budget_bytes=self._limits().memory_limit_bytes,
-            own_bytes=own_bytes,
+            own_bytes=own_bytes(),
         ):
             return failure
         had, promised = promise.limit_bytes // 10**6, promise.promised_bytes // 10**6

@@ -6,7 +6,6 @@ policy/spool.py; here it is measured, and remembered who waits.
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import stat
@@ -17,17 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import clearing, guards, processes
-from engine.errors import CannotRunError
+from engine.errors import NO_ROOM, CannotRunError
 from engine.model import Failure, UserId
 from engine.policy.spool import Need, SpoolBudget, Verdict
 from engine.reasons import Reason
-from engine.settings import Settings
+from engine.settings import SPOOL_FOLDER, Settings
 
-#: In the data directory.
-SPOOL_FOLDER = "spool"
 #: Megabytes that a disk must have room for to be believed against a worker's word.
 _TRIAL_BLOCKS = 8
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 #: What a file in an outbox counts at least: a name takes an inode, and the time to find it. A mail of a thousand small
 #: attachments has 64 MB by this, less than the text that it may have.
 NAME_BYTES = 64 << 10

@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from engine.errors import NO_ROOM
 from engine.model import Failure
 from engine.ports import StageFailed, StageRunner
 from engine.printing import printable
@@ -37,7 +38,6 @@ _PROGRESS_SECONDS = 0.5
 _SPARE_BYTES = 32 * 1024**2
 #: What an order that ran out of memory may leave behind before the worker makes way for another: MuPDF has kept 400 MB.
 _LOST_BYTES = 64 * 1024**2
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 #: What a unit may add at least, however large the worker is already: less than an interpreter takes to report an error.
 _LEAST_ROOM_BYTES = 16 << 20
 _PAGE_BYTES = resource.getpagesize()
@@ -52,12 +52,20 @@ class _Usage:
 
 
 class _Memory:
-    """This process's own usage, from a file that is opened once: 2 microseconds a reading."""
+    """This process's own usage, from a file that is opened once: 2 microseconds a reading. 0 where there is none."""
 
     def __init__(self) -> None:
-        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._statm = -1
+        with suppress(FileNotFoundError):
+            self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+
+    @property
+    def is_known(self) -> bool:
+        return self._statm >= 0
 
     def read(self) -> _Usage:
+        if not self.is_known:
+            return _Usage(resident_bytes=0, data_bytes=0)
         # proc(5): size resident shared text lib data; "data" has the stack in it, which the limit does not count.
         fields = os.pread(self._statm, 200, 0).split()
         return _Usage(resident_bytes=int(fields[1]) * _PAGE_BYTES, data_bytes=int(fields[5]) * _PAGE_BYTES)
@@ -91,8 +99,11 @@ class _Home:
         """A soft limit such that the process ends up with `memory_bytes` resident at most, libraries included.
 
         Most overruns become a MemoryError, which costs one item, instead of a worker that is killed. The kernel has no
-        limit on what is resident, so what is resident now tells how much may be added to what is mapped.
+        limit on what is resident, so what is resident now tells how much may be added to what is mapped. No limit where
+        that cannot be read.
         """
+        if not self._memory.is_known:
+            return
         now = self._memory.read()
         more = max(_LEAST_ROOM_BYTES, memory_bytes - now.resident_bytes)
         resource.setrlimit(resource.RLIMIT_DATA, (now.data_bytes + more, resource.RLIM_INFINITY))
@@ -106,6 +117,17 @@ class _Home:
             all_bytes = limit + self._uncounted_bytes
             said = f"it wanted more than the {all_bytes // 10**6:,} MB of memory that its worker could have"
         return Failure(reason=Reason.OUT_OF_MEMORY, detail=said)
+
+    def resident_bytes(self) -> int:
+        return self._memory.read().resident_bytes
+
+    def give_back(self, held_bytes: int) -> None:
+        """Whoever looks at this worker now shall see what it cannot do without: less than what it has at hand."""
+        if self.resident_bytes() > held_bytes + _SPARE_BYTES:
+            gc.collect()
+            with suppress(OSError, AttributeError):
+                # glibc's alone; a few milliseconds.
+                ctypes.CDLL(None).malloc_trim(0)
 
     def write_slate(self, unit: int, index: int) -> None:
         """Before an item begins: whoever finds this worker dead knows which item it was."""
@@ -128,7 +150,7 @@ def main() -> None:
         sandbox.confine(_rules(begin, home))
     runner: StageRunner = importlib.import_module(begin.stage).open_stage(begin.options)
     gc.freeze()
-    held = _resident_bytes()
+    held = home.resident_bytes()
     send(pipe, Ready())
     while True:
         try:
@@ -137,7 +159,7 @@ def main() -> None:
             return
         if isinstance(order, UnitOrder):
             _do_unit(order, runner, home, pipe, held)
-            _give_back(held)
+            home.give_back(held)
             send(pipe, UnitDone(unit=order.unit))
 
 
@@ -179,8 +201,8 @@ def _do_unit(unit: UnitOrder, runner: StageRunner, home: _Home, pipe: Connection
             failure = Failure(reason=Reason.EXTRACTOR_ERROR, detail=printable(f"its result cannot be sent: {error}"))
             send(pipe, replace(done, result={}, failure=failure))
         if failure is not None and failure.reason is Reason.OUT_OF_MEMORY and index + 1 < len(unit.orders):
-            _give_back(held_bytes)
-            if _resident_bytes() > held_bytes + _LOST_BYTES:
+            home.give_back(held_bytes)
+            if home.resident_bytes() > held_bytes + _LOST_BYTES:
                 # Some libraries never give it back: what is left of the unit is for a worker that has room.
                 raise SystemExit(EXIT_FULL)
     if with_limit:
@@ -198,7 +220,7 @@ def _do_item(runner: StageRunner, order: Mapping[str, Any], home: _Home) -> tupl
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             # mmap(2) says it so.
             return {}, home.out_of_memory()
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
             # The disk's fault and not the item's, which is to be tried again when there is room.
             return {}, Failure(reason=Reason.DISK_FULL, detail=printable(str(error)))
         if isinstance(error, OSError) and error.errno == errno.EFBIG:
@@ -211,23 +233,6 @@ def _cpu_seconds() -> float:
     """Of this process, and of the programs that it has started and waited for."""
     helpers = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + helpers.ru_utime + helpers.ru_stime
-
-
-def _give_back(held_bytes: int) -> None:
-    """Whoever looks at this worker now shall see what it cannot do without: less than what it has at hand."""
-    if _resident_bytes() > held_bytes + _SPARE_BYTES:
-        gc.collect()
-        with suppress(OSError, AttributeError):
-            # glibc's alone; a few milliseconds.
-            ctypes.CDLL(None).malloc_trim(0)
-
-
-def _resident_bytes() -> int:
-    try:
-        with open("/proc/self/statm", "rb", buffering=0) as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
 
 
 def _reset_peak() -> None:

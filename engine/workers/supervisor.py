@@ -184,10 +184,8 @@ class Worker:
     ready: bool = False
     began: float = 0.0  # of the present state: starting, idle, or the present order
     heard: float = 0.0
-    waited: tuple[float, float] = (
-        0.0,
-        0.0,
-    )  # the latest `heard` that was looked at, and how long it had waited by then
+    #: The latest `heard` that was looked at, and how long it had waited for a core by then.
+    waited: tuple[float, float] = 0.0, 0.0
     unit: int = 0
     orders: int = 0
     done: set[int] = field(default_factory=set)

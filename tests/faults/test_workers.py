@@ -165,11 +165,11 @@ def test_what_others_give_back_goes_to_the_unit_that_lacks_it(opened: Opener) ->
         assert failures(reports) == [outcome]
         if outcome is not None:
             failure = Failure(reason=outcome, detail="")
-            assert promises.judged(lease, failure, own_bytes=0).reason is reason
-            assert promises.judged(lease, replace(failure, reason=Reason.CRASHED), own_bytes=0).reason is reason
+            assert promises.judged(lease, failure, own_bytes=lambda: 0).reason is reason
+            assert promises.judged(lease, replace(failure, reason=Reason.CRASHED), own_bytes=lambda: 0).reason is reason
             deadline = replace(failure, reason=Reason.DEADLINE)
-            assert promises.judged(lease, deadline, own_bytes=0) == deadline
-            assert promises.judged(lease, failure, own_bytes=600 * MIB).reason is outcome
+            assert promises.judged(lease, deadline, own_bytes=lambda: 0) == deadline
+            assert promises.judged(lease, failure, own_bytes=lambda: 600 * MIB).reason is outcome
         promises.note_given_back(-later * MIB // 2)
         assert promises.is_overdrawn
         promises.note_given_back(-later * MIB)
