@@ -61,6 +61,9 @@ class Page:
     """One page, or the whole of a document that has none (number 0). `confidence` is 0 to 100, for OCR only.
 
     pixels  of a page that needs OCR: of the picture, or of the sheet that it is rendered to; 0: unknown
+    label   the number that is printed on the page, or that the file gives it: "iv", "12"; "": none is known
+    header  how many of the first lines of `text` are a running header, as it stands on other pages too
+    footer  how many of the last lines are a running footer, or the page's number
     """
 
     number: int
@@ -69,6 +72,9 @@ class Page:
     confidence: float | None = None
     needs_ocr: bool = False
     pixels: int = 0
+    label: str = ""
+    header: int = 0
+    footer: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able form, read back by `from_json`. Field by field: `asdict` takes many times as long."""
@@ -79,6 +85,9 @@ class Page:
             "confidence": self.confidence,
             "needs_ocr": self.needs_ocr,
             "pixels": self.pixels,
+            "label": self.label,
+            "header": self.header,
+            "footer": self.footer,
         }
 
     @staticmethod
@@ -219,6 +228,9 @@ def _page(value: object) -> Page:
         confidence=None if confidence is None else float(confidence),
         needs_ocr=needs_ocr,
         pixels=_count(table, "pixels"),
+        label=_short({"label": table.get("label", "")}, "label"),
+        header=_count(table, "header"),
+        footer=_count(table, "footer"),
     )
 
 
