@@ -318,7 +318,7 @@ class UserPipeline:
             self._kept.fresh.add(item.record.id)
             self._to_extract.append(item)
         elif read.chunks is not None and read.chunking == self._plan.chunking and not item.pages_left:
-            self._have_chunks(item, read.chunks)
+            self._have_chunks(item, read.chunks, kept=True)
         else:
             self._go_on(item)
 
@@ -644,9 +644,16 @@ class UserPipeline:
         assert item is not None
         most, most_chars = spool.DOCUMENT_JSON_BYTES, spool.DOCUMENT_JSON_CHARS
         document = Document.from_json(results.read_json(outbox, result, "document", most=most, most_chars=most_chars))
-        self._have_document(item, self._kept.lost.noted(item.content, document), outbox)
+        chunks = None
+        if "chunks" in result:
+            chars = sum(len(page.text) for page in document.pages)
+            chunks = self._read_chunks(result, outbox, chars)
+        self._have_document(item, self._kept.lost.noted(item.content, document), outbox, chunks)
 
-    def _have_document(self, item: Item, document: Document, outbox: Path) -> None:
+    def _have_document(
+        self, item: Item, document: Document, outbox: Path, chunks: tuple[records.Chunk, ...] | None = None
+    ) -> None:
+        """chunks: as they were cut from this very document; None: they are still to be cut."""
         document = self._kept.narrowed(item.record, _fit(item.record, document))
         self._take_parts(item, document, outbox)
         wants_ocr = any(page.needs_ocr for page in document.pages)
@@ -661,7 +668,10 @@ class UserPipeline:
             item.record = replace(item.record, attempts=0)
         self._describe(item, document, version)
         self._work.extracted += 1
-        self._go_on(item)
+        if chunks is not None and not (wants_ocr and self._plan.ocr):
+            self._have_chunks(item, chunks)
+        else:
+            self._go_on(item)
 
     def _take_parts(self, item: Item, document: Document, outbox: Path) -> None:
         """Attachments become items: their bytes are laid by first, then the ledger hears of them.
@@ -764,15 +774,18 @@ class UserPipeline:
 
     def _chunked(self, item: Item | None, result: Mapping[str, Any], outbox: Path) -> None:
         assert item is not None
-        lines = results.read_json_lines(
-            outbox, result, "chunks", most=spool.chunks_limit(item.chars), most_of_a_line=spool.CHUNK_LINE_BYTES
-        )
-        chunks = tuple(record_of(Chunk.from_json(entry)) for entry in lines)
-        self._writer.save_chunks(*item.key, self._plan.chunking, chunks)
-        self._work.chunked += 1
-        self._have_chunks(item, chunks)
+        self._have_chunks(item, self._read_chunks(result, outbox, item.chars))
 
-    def _have_chunks(self, item: Item, chunks: Sequence[records.Chunk]) -> None:
+    def _read_chunks(self, result: Mapping[str, Any], outbox: Path, chars: int) -> tuple[records.Chunk, ...]:
+        """The chunks of a document of so many characters."""
+        lines = results.read_json_lines(
+            outbox, result, "chunks", most=spool.chunks_limit(chars), most_of_a_line=spool.CHUNK_LINE_BYTES
+        )
+        self._work.chunked += 1
+        return tuple(record_of(Chunk.from_json(entry)) for entry in lines)
+
+    def _have_chunks(self, item: Item, chunks: tuple[records.Chunk, ...], *, kept: bool = False) -> None:
+        """kept: they are in the index's database already, for an item that waits for others may wait long."""
         if self._plan.dim:
             texts = {text_hash(chunk.text): chunk.text for chunk in chunks}
             item.missing = self._writer.unknown(self._plan.model, list(texts))
@@ -781,7 +794,9 @@ class UserPipeline:
                     self._texts[known] = texts[known]
                 self._wanted.setdefault(known, []).append(item)
         if not item.missing:
-            self._publisher.ready.append(item)
+            self._publisher.add(item, None if kept else chunks)
+        elif not kept:
+            self._writer.save_chunks(*item.key, self._plan.chunking, chunks)
 
     def _embedded(self, piece: Piece, result: Mapping[str, Any], outbox: Path) -> None:
         count, dim = len(piece.texts), self._plan.dim
@@ -801,7 +816,7 @@ class UserPipeline:
             for item in self._wanted.pop(known, ()):
                 item.missing.discard(known)
                 if not item.missing and item.record.id in self._items:
-                    self._publisher.ready.append(item)
+                    self._publisher.add(item)
 
     def _indexed(self, unit: Unit, result: Mapping[str, Any], outbox: Path) -> None:
         name = result.get("faiss")
@@ -1004,6 +1019,8 @@ class UserPipeline:
         """
         self.flush()
         self.publish_if_due(last=True)
+        for item in self._publisher.ready:
+            self._publisher.lay_by(item)
         self._kept.waiting.update(item.record.id for item in self._publisher.ready)
 
     def publish_if_due(self, *, last: bool = False) -> None:

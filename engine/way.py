@@ -39,6 +39,7 @@ class Item:
     """An item on its way: small, whatever the size of its document.
 
     pages_left  pages that wait for OCR -> their pixels, 0 where unknown
+    chunks      those that are held until they are published; None: they are in the index's database, if there are any
     """
 
     record: ItemRecord
@@ -52,6 +53,12 @@ class Item:
     partial: bool = False
     pages_left: dict[int, int] = field(default_factory=dict)
     missing: set[bytes] = field(default_factory=set)
+    chunks: tuple[records.Chunk, ...] | None = None
+
+    @property
+    def held_chars(self) -> int:
+        """Characters of the chunks that are held."""
+        return sum(len(chunk.text) for chunk in self.chunks or ())
 
     @property
     def key(self) -> records.ItemKey:

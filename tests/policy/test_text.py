@@ -86,14 +86,25 @@ def minilm() -> Measure:
     return measure_for("minilm")
 
 
-class Signs:
+class Counted:
+    """A measure that only knows where its tokens stand."""
+
+    def spans(self, text: str) -> Sequence[tuple[int, int]]:
+        raise NotImplementedError
+
+    def reach(self, text: str, start: int, end: int, tokens: int) -> int:
+        spans = self.spans(text[start:end])
+        return start + spans[tokens][0] if len(spans) > tokens else end
+
+
+class Signs(Counted):
     """Every character that is not blank is a token: the strictest measure there can be."""
 
     def spans(self, text: str) -> Sequence[tuple[int, int]]:
         return [(at, at + 1) for at, sign in enumerate(text) if not sign.isspace()]
 
 
-class Fickle:
+class Fickle(Counted):
     """Reads a word of an odd number of letters in pairs, and any other letter by letter: what is cut off changes the
     rest, as it does with real tokenizers."""
 
