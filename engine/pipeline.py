@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.document import MAX_NOTES, MAX_PAGE_CHARS, Chunk, Document, Method, Page, cut_to_limit, merge_page
+from engine.document import MAX_NOTES, MAX_PAGE_CHARS, Document, Method, Page, cut_to_limit, merge_page
 from engine.errors import MalformedMessage
 from engine.journal import LostPages, Unfinished
 from engine.model import (
@@ -52,6 +52,7 @@ from engine.way import (
     Unit,
     Work,
     attempt_of,
+    chunk_of,
     chunking_of,
     ending_of,
     extraction_of,
@@ -59,7 +60,6 @@ from engine.way import (
     kind_of,
     part_fingerprint,
     prefix_of,
-    record_of,
     title_of,
 )
 from engine.workers import results
@@ -69,7 +69,7 @@ from indexes.writer import Writer, text_hash
 #: Pending items read from the ledger at a time, and how few may be left before more are read.
 WINDOW_ITEMS, WINDOW_LOW = 256, 64
 #: Attempts that went well are written down together: a transaction costs the ledger as much as twenty of them.
-FLUSH_ATTEMPTS, FLUSH_SECONDS = 64, 0.25
+FLUSH_ATTEMPTS, FLUSH_SECONDS = 128, 1.0
 #: Attachments within attachments. Real mails are forwarded three or four times over.
 MOST_NESTED = 5
 #: Attachments of attachments, of one listed item in one run: a mailbox of a thousand mails with twenty each.
@@ -205,6 +205,8 @@ class UserPipeline:
         self._open_units: set[Unit] = set()
         self._exhausted = False
         self._noted_at = -math.inf
+        #: What is to be written down cannot wait.
+        self._is_urgent = False
         #: The ledger's counts of this user may have changed. Cleared by whoever has read them.
         self.moved = False
         self._index_asked = False
@@ -283,11 +285,12 @@ class UserPipeline:
             if len(found) < WINDOW_ITEMS:
                 # What waits for the rest of the user is taken up last, and once: not with every turn.
                 waiting.clear()
+            with_parts = self._ledger.with_parts([record.id for record in found]) if self._has_parts else ()
             for record in found:
                 if not self._may_take(record):
                     self._left_out.add(record.id)
                     continue
-                item = Item(record=record, kind=record.kind)
+                item = Item(record=record, kind=record.kind, has_parts=record.id in with_parts)
                 self._items[record.id] = item
                 # Asked for again since it was to leave the index: it does when it fails again.
                 self._publisher.keep(item.key)
@@ -313,7 +316,7 @@ class UserPipeline:
             return
         item.content = read.content
         document = self._known_document(item)
-        if document is None or (document.parts and not self._ledger.has_parts(item.record.id)):
+        if document is None or (document.parts and not item.has_parts):
             # Not known, or its attachments are not (a ledger that was lost): read again.
             self._kept.fresh.add(item.record.id)
             self._to_extract.append(item)
@@ -697,7 +700,8 @@ class UserPipeline:
                     locator={"part": name},
                 )
             )
-        if listed or self._has_parts:
+        if listed or item.has_parts:
+            item.has_parts = bool(listed)
             self._note_parts(record, listed)
         self._release_parts(record.id)
 
@@ -782,7 +786,7 @@ class UserPipeline:
             outbox, result, "chunks", most=spool.chunks_limit(chars), most_of_a_line=spool.CHUNK_LINE_BYTES
         )
         self._work.chunked += 1
-        return tuple(record_of(Chunk.from_json(entry)) for entry in lines)
+        return tuple(map(chunk_of, lines))
 
     def _have_chunks(self, item: Item, chunks: tuple[records.Chunk, ...], *, kept: bool = False) -> None:
         """kept: they are in the index's database already, for an item that waits for others may wait long."""
@@ -974,6 +978,8 @@ class UserPipeline:
                 media_type=item.media_type or None,
             )
         )
+        # The bytes of an attachment go at once.
+        self._is_urgent = self._is_urgent or state is not ItemState.SKIPPED or record.parent is not None
         if record.parent is None:
             self._work.items_skipped += state is ItemState.SKIPPED
             self._work.items_failed += state is not ItemState.SKIPPED
@@ -998,17 +1004,19 @@ class UserPipeline:
             moves, self._moves = self._moves, []
             # What was learned rides along: without an attempt there is nothing that is worth a transaction of its own.
             self._ledger.settle(self._run, attempts, moves, self._peaks.take_changes())
+            self._is_urgent = False
             self.moved = self.moved or bool(moves)
 
     def flush_if_due(self) -> None:
         """Called after each turn of the coordinator's loop in which something of this user has ended.
 
         What went well may wait a moment: it is in the index already, and a kill costs a line of the ledger's history.
-        What failed may not: it has to be counted whoever is killed.
+        So may what is skipped, which costs next to nothing to find out again. What failed may not: it has to be counted
+        whoever is killed.
         """
         now = self._clock.monotonic()
         late = now - self._noted_at >= FLUSH_SECONDS
-        if late or self._moves or len(self._attempts) >= FLUSH_ATTEMPTS:
+        if late or self._is_urgent or len(self._attempts) >= FLUSH_ATTEMPTS:
             self._noted_at = now
             self.flush()
 
@@ -1054,8 +1062,8 @@ class UserPipeline:
         page = piece.page if unit.stage is Stage.OCR else page
         part = f"page {page}" if page is not None else ""
         self._learn(piece.estimate, failure, cost)
-        if failure is not None:
-            self._noted_at = -math.inf
+        if failure is not None and not CATALOGUE[failure.reason].skip:
+            self._is_urgent = True
         if piece.item is not None:
             self._attempts.append(attempt_of(piece.item.record.id, unit.stage, part, failure, cost))
         elif failure is not None and piece.texts:
