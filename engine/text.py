@@ -57,11 +57,15 @@ _STOP_WORDS: Final = {
         "ru": "и в не на я что он с это как а но по к у из за от для мы вы они был его она так же",
     }.items()
 }
-_ALL_STOP_WORDS: Final = frozenset().union(*_STOP_WORDS.values())
+#: The languages that have the word among theirs.
+_SPEAKERS: Final = {
+    word: tuple(language for language, words in _STOP_WORDS.items() if word in words)
+    for word in frozenset().union(*_STOP_WORDS.values())
+}
 
 _ACCENTS = re.compile(
     # Combining marks of Latin, Greek and Cyrillic, except the breve of й; Hebrew and Arabic points.
-    r"(?<!и)[\u0300-\u036f]|(?<=и)[\u0300-\u0305\u0307-\u036f]|[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c7\u064b-\u0652\u0670]"
+    r"[\u0300-\u036f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c7\u064b-\u0652\u0670](?<!и\u0306)"
 )
 #: Letters that have no decomposition, though people type them without their stroke.
 _STROKES: Final = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe", "ı": "i", "ð": "d", "þ": "th"})
@@ -126,13 +130,11 @@ def normalise(text: str) -> str:
 
 def guess_language(words: Iterable[str]) -> str:
     """The language, as two letters, whose function words are most frequent among normalised `words`; else "en"."""
-    counts = Counter(filter(_ALL_STOP_WORDS.__contains__, words))
-    best, score = "en", 0
-    for language, stop_words in _STOP_WORDS.items():
-        found = sum(count for word, count in counts.items() if word in stop_words)
-        if found > score:
-            best, score = language, found
-    return best
+    found = dict.fromkeys(_STOP_WORDS, 0)
+    for word, count in Counter(filter(_SPEAKERS.__contains__, words)).items():
+        for language in _SPEAKERS[word]:
+            found[language] += count
+    return max(found, key=found.__getitem__)
 
 
 class Stemming:
@@ -348,7 +350,7 @@ def _piece_end(text: str, at: int, measure: Measure, max_tokens: int) -> int:
         return limit
     stop = _break_before(text, at, limit)
     # A word that is cut in its middle may be read as more tokens than it was before: measure what is left of it.
-    while stop - at > 1 and _is_longer(text[at:stop].strip(), measure, max_tokens):
+    while stop - at > 1 and not text[stop - 1].isspace() and _is_longer(text[at:stop].strip(), measure, max_tokens):
         stop = _break_before(text, at, stop - max(1, (stop - at) // 16))
     return max(at + 1, stop)
 

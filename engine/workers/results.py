@@ -55,7 +55,7 @@ def read_json_lines(
             data = file.read(_HARMLESS_BYTES + 1)
             if len(data) != size:
                 raise MalformedMessage(f"{field} changed while it was read")
-            yield from _lines(data, field)
+            yield from _lines(data, field, most_of_a_line)
             return
         total = 0
         while line := file.readline(most_of_a_line + 1):
@@ -81,10 +81,11 @@ def check_frame(data: bytes, field: str) -> None:
         raise MalformedMessage(f"{field} has more than {MAX_FRAME_BYTES} bytes outside of texts")
 
 
-def _lines(data: bytes, field: str) -> list[object]:
-    if data and not data.endswith(b"\n"):
-        raise MalformedMessage(f"{field} is not JSON")
-    values = _loads(b"[" + data[:-1].replace(b"\n", b",") + b"]", field)
+def _lines(data: bytes, field: str, most_of_a_line: int) -> list[object]:
+    lines = data.removesuffix(b"\n").split(b"\n")
+    if max(map(len, lines)) > most_of_a_line:
+        raise MalformedMessage(f"{field} has a line of more than {most_of_a_line} bytes")
+    values = _loads(b"[" + b",".join(lines) + b"]", field)
     assert isinstance(values, list)
     return values
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -93,13 +94,19 @@ def test_an_honest_document_comes_through_unchanged(document: Document) -> None:
 @given(_chunks | _pages)
 def test_an_honest_chunk_or_page_comes_through_unchanged(record: Chunk | Page) -> None:
     """Through JSON and back, field by field."""
-    assert type(record).from_json(json.loads(json.dumps(record.to_json()))) == record
+    value = json.loads(json.dumps(record.to_json()))
+    if isinstance(record, Page):
+        assert Page.from_json(value) == record
+    else:
+        assert chunk_fields(value) == (record.kind, record.text, record.keywords, record.page)
 
 
 @given(_values)
 def test_no_json_raises_anything_but_malformed_message(value: object) -> None:
     """What is let through can be written down and read again; everything else is refused in one way."""
-    for kind in (Document, Chunk, Page):
+    with suppress(MalformedMessage):
+        assert list(chunk_fields(value)) == value
+    for kind in (Document, Page):
         try:
             found = kind.from_json(value)
         except MalformedMessage as error:
