@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from engine.errors import MalformedMessage
 from engine.model import Kind
@@ -56,6 +56,9 @@ class ChunkKind(StrEnum):
     SCHEDULE_CONTEXT = "schedule_context"
     FILE_SUM = "file_sum"
     FILE_CHUNK = "file_chunk"
+
+
+_CHUNK_KINDS: Final = frozenset(kind.value for kind in ChunkKind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +189,14 @@ def chunk_fields(value: object) -> tuple[str, str, str, int]:
     if not isinstance(value, list) or len(value) != 4:
         raise MalformedMessage("chunk is not a list of 4")
     kind, text, keywords, page = value
+    # There are many of them, and nearly all are of this kind.
+    if (
+        (type(kind), type(text), type(keywords), type(page)) == (str, str, str, int)
+        and kind in _CHUNK_KINDS
+        and (text.isascii() and keywords.isascii())
+        and (len(text) <= MAX_CHUNK_CHARS and len(keywords) <= MAX_KEYWORDS_CHARS and 0 <= page < 2**53)
+    ):
+        return kind, text, keywords, page
     return (
         _enum(ChunkKind, kind).value,
         _checked(text, "chunk.text", MAX_CHUNK_CHARS),

@@ -44,19 +44,17 @@ _LANGUAGES: Final = {
     "ru": "russian",
 }
 #: The most frequent function words of each language, as `normalise` leaves them. They only tell languages apart.
-_STOP_WORDS: Final = {
-    language: frozenset(words.split())
-    for language, words in {
-        "en": "the of and to in is that it for was with on as are this be have from not by at you i we or an which",
-        "de": "der die das und ist nicht ein eine zu den mit von auf fur im dem des sich auch wir sie es ich werden wird",
-        "fr": "le la les et est des un une du dans que pour pas qui sur avec au ce nous vous je ne par il sont plus",
-        "es": "el la los las y es de un una en que para no por con del se su al lo como mas este pero son esta",
-        "it": "il la di e che un una per non con del della sono nel si come alla dei gli piu questo anche ho le ha",
-        "nl": "de het een en van is niet dat op te zijn voor met aan er ook die wij ik je bij maar naar hebben wordt",
-        "pt": "o a os as e de um uma que para nao com do da em por no na se mais como ao foi sao esta",
-        "ru": "и в не на я что он с это как а но по к у из за от для мы вы они был его она так же",
-    }.items()
+_FUNCTION_WORDS: Final = {
+    "en": "the of and to in is that it for was with on as are this be have from not by at you i we or an which",
+    "de": "der die das und ist nicht ein eine zu den mit von auf fur im dem des sich auch wir sie es ich werden wird",
+    "fr": "le la les et est des un une du dans que pour pas qui sur avec au ce nous vous je ne par il sont plus",
+    "es": "el la los las y es de un una en que para no por con del se su al lo como mas este pero son esta",
+    "it": "il la di e che un una per non con del della sono nel si come alla dei gli piu questo anche ho le ha",
+    "nl": "de het een en van is niet dat op te zijn voor met aan er ook die wij ik je bij maar naar hebben wordt",
+    "pt": "o a os as e de um uma que para nao com do da em por no na se mais como ao foi sao esta",
+    "ru": "и в не на я что он с это как а но по к у из за от для мы вы они был его она так же",
 }
+_STOP_WORDS: Final = {language: frozenset(words.split()) for language, words in _FUNCTION_WORDS.items()}
 #: The languages that have the word among theirs.
 _SPEAKERS: Final = {
     word: tuple(language for language, words in _STOP_WORDS.items() if word in words)
