@@ -26,6 +26,8 @@ _UNSAID: Final = frozenset(
 BLOCK_CHARS: Final = 4_000
 #: A longer "word" is a hash, a key or encoded data; nobody types more of it than this.
 MAX_KEYWORD_CHARS: Final = 64
+#: Of one language: 3 MB.
+STEMS_REMEMBERED: Final = 20_000
 #: Words of a question that are looked up. A pasted page would otherwise become a query of thousands of terms.
 MAX_QUERY_WORDS: Final = 64
 #: Sentences weighed for a summary come from the beginning, where documents say what they are.
@@ -135,11 +137,25 @@ def guess_language(words: Iterable[str]) -> str:
     return max(found, key=found.__getitem__)
 
 
+class _Stems(dict[str, str]):
+    """The stem of each word that was asked for, in one language: most words of a text have come before."""
+
+    def __init__(self, language: str) -> None:
+        self._stemmer = _stemmer(language)
+
+    def __missing__(self, word: str) -> str:
+        if len(self) >= STEMS_REMEMBERED:
+            self.clear()
+        stem: str = self._stemmer.stemWord(word)
+        self[word] = stem
+        return stem
+
+
 class Stemming:
-    """Keyword tokens, with stemmers that remember the words they have seen. Not for use by two threads."""
+    """Keyword tokens, with stems that are remembered. Not for use by two threads."""
 
     def __init__(self) -> None:
-        self._stemmers: dict[str, Stemmer.Stemmer] = {}
+        self._stems: dict[str, _Stems] = {}
 
     def keywords(self, text: str) -> list[str]:
         """The keyword tokens of a text, in order, repeated as often as they stand there.
@@ -152,22 +168,21 @@ class Stemming:
         if not words:
             return []
         language = guess_language(words)
-        stemmer = self._stemmers.get(language)
-        if stemmer is None:
-            stemmer = self._stemmers[language] = _stemmer(language)
+        stems = self._stems.get(language)
+        if stems is None:
+            stems = self._stems[language] = _Stems(language)
         if not _DENSE.search(normalised):
             if len(max(words, key=len)) > MAX_KEYWORD_CHARS:
                 words = [word[:MAX_KEYWORD_CHARS] for word in words]
-            found: list[str] = stemmer.stemWords(words)
-            return found
-        found = []
+            return list(map(stems.__getitem__, words))
+        found: list[str] = []
         for word in words:
             for piece, dense in _pieces(word):
                 if dense:
                     found.extend(piece)
                     found.extend(_pairs(piece))
                 else:
-                    found.append(stemmer.stemWord(piece[:MAX_KEYWORD_CHARS]))
+                    found.append(stems[piece[:MAX_KEYWORD_CHARS]])
         return found
 
 
