@@ -45,10 +45,11 @@ from engine.model import (
 )
 from engine.model import ItemKey as ListedKey
 from engine.opening import can_start_programs, private_folders
+from engine.pages import Paces
 from engine.parts import PartStore
 from engine.pipeline import Kept, UserPipeline
 from engine.plan import Plan
-from engine.policy import growth
+from engine.policy import estimates, growth
 from engine.policy.peaks import Peaks
 from engine.policy.spool import FULL_IN_A_ROW, Verdict
 from engine.policy.turns import Backlog, Rules, Turns
@@ -211,6 +212,7 @@ class Coordinator:
         self._plan = plan
         #: What is known of the memory that units take. Users share it: nothing in it is anybody's.
         self._peaks = Peaks(ledger.peaks())
+        self._paces = Paces(lambda media_type: estimates.ocr_page(media_type=media_type).seconds)
         self._supervisor = Supervisor(
             spool=spool / "workers",
             book=desk,
@@ -574,6 +576,8 @@ class Coordinator:
                 work=self._work,
                 kept=known.kept,
                 peaks=self._peaks,
+                paces=self._paces,
+                slots=lambda: min(self._desk.limits.max_workers_per_user, self._desk.limits.cpu_limit),
                 budget=lambda: self._desk.limits.memory_limit_bytes,
                 has_parts=counts.attachments > 0,
                 most_items=DEBUG_FILES if self._settings.debug_mode else None,

@@ -35,6 +35,7 @@ from engine.model import (
     Stage,
     UserId,
 )
+from engine.pages import Paces, PageQueue
 from engine.parts import PartStore
 from engine.plan import Plan
 from engine.policy import estimates, spool, units
@@ -162,7 +163,9 @@ class UserPipeline:
         work: Work,
         kept: Kept,
         peaks: Peaks,
+        paces: Paces,
         budget: Callable[[], int],
+        slots: Callable[[], int],
         has_parts: bool,
         most_items: int | None = None,
         remove_nothing: bool = False,
@@ -170,8 +173,9 @@ class UserPipeline:
     ) -> None:
         """has_parts: the ledger knows attachments of this user's items. kept: from the turn before.
 
-        peaks: what is known of the memory that units take, of all users of the run. budget: bytes that all units
-        together may be promised now; 0: no limit.
+        peaks, paces: what is known of the memory that units take, and of the time of pages, of all users of the run.
+        budget: bytes that all units together may be promised now; 0: no limit. slots: units of the user that may run
+        at once.
         only: work on the items of these sources; empty for all.
         most_items, remove_nothing: a trial, which reads so many items and takes none out of the index.
         """
@@ -179,12 +183,12 @@ class UserPipeline:
         self._run, self._plan, self._ledger, self._writer = run, plan, ledger, writer
         self._sources, self._parts, self._clock, self._reporter, self._work = sources, parts, clock, reporter, work
         self._kept, self._has_parts, self._most_items, self._only = kept, has_parts, most_items, only
-        self._peaks, self._budget = peaks, budget
+        self._peaks, self._budget, self._slots = peaks, budget, slots
         #: Pending items that a trial does not read.
         self._left_out: set[ItemId] = set()
         self._items: dict[ItemId, Item] = {}
         self._to_extract: deque[Item] = deque()
-        self._to_ocr: deque[tuple[Item, int]] = deque()
+        self._to_ocr = PageQueue(paces)
         self._to_chunk: deque[Item] = deque()
         self._texts: dict[bytes, str] = {}
         self._wanted: dict[bytes, list[Item]] = {}
@@ -389,25 +393,18 @@ class UserPipeline:
         return False
 
     def _take_pages(self) -> list[Piece]:
-        """Pages of one item, whose file is then copied once."""
-        while self._to_ocr and not self._is_live(self._to_ocr[0][0]):
-            self._to_ocr.popleft()
-        if not self._to_ocr:
-            return []
-        item, first = self._to_ocr[0]
-        alone = item.record.alone or (item.record.id, first) in self._kept.page_failures
-        seconds = estimates.ocr_page(media_type=item.media_type).seconds
-        count = 1 if alone else units.take(Stage.OCR, (seconds for _ in self._to_ocr))
-        pieces: list[Piece] = []
-        while self._to_ocr and len(pieces) < count and self._to_ocr[0][0] is item:
-            page = self._to_ocr[0][1]
-            if pieces and (item.record.id, page) in self._kept.page_failures:
-                break
-            self._to_ocr.popleft()
-            guess = estimates.ocr_page(media_type=item.media_type, pixels=item.pages_left.get(page, 0))
-            estimate = self._fitted(guess, alone=alone)
-            pieces.append(Piece(item=item, page=page, content=item.content, estimate=estimate))
-        return pieces
+        """Pages of one item, or of several small ones."""
+        pages = self._to_ocr.take(slots=self._slots(), is_live=self._is_live, is_suspect=self._is_suspect)
+        return [self._piece_of(item, page) for item, page in pages]
+
+    def _is_suspect(self, item: Item, page: int) -> bool:
+        return item.record.alone or (item.record.id, page) in self._kept.page_failures
+
+    def _piece_of(self, item: Item, page: int) -> Piece:
+        guess = estimates.ocr_page(media_type=item.media_type, pixels=item.pages_left.get(page, 0))
+        estimate = self._fitted(guess, alone=self._is_suspect(item, page))
+        estimate = replace(estimate, seconds=self._to_ocr.expect(item))
+        return Piece(item=item, page=page, content=item.content, estimate=estimate)
 
     def _take_texts(self) -> list[Piece]:
         """One order of many texts; a text that failed before goes alone."""
@@ -449,9 +446,8 @@ class UserPipeline:
     # --- a unit begins ---
 
     def fetch(self, unit: Unit, inbox: Path) -> list[Fetched | Failure]:
-        """Copy the bytes that a unit needs, one file for each extract order, one in all for OCR. Runs on any thread."""
-        wanted = unit.pieces if unit.stage is Stage.EXTRACT else unit.pieces[:1]
-        return [self._fetch_one(piece, inbox / file_name_of(unit, index)) for index, piece in enumerate(wanted)]
+        """Copy the bytes that a unit needs, as `unit.copied` says. Runs on any thread."""
+        return [self._fetch_one(piece, inbox / file_name_of(unit, index)) for index, piece in unit.copied]
 
     def _fetch_one(self, piece: Piece, target: Path) -> Fetched | Failure:
         assert piece.item is not None
@@ -474,7 +470,7 @@ class UserPipeline:
             case Stage.EXTRACT:
                 orders = list(self._extract_orders(unit, inbox, fetched))
             case Stage.OCR:
-                orders = list(self._ocr_orders(unit, fetched[0]))
+                orders = list(self._ocr_orders(unit, fetched))
             case Stage.CHUNK:
                 orders = list(self._chunk_orders(unit, inbox))
             case Stage.EMBED:
@@ -524,32 +520,40 @@ class UserPipeline:
                 "skip": self._kept.lost.pages_of(item.content),
             }
 
-    def _ocr_orders(self, unit: Unit, copy: Fetched | Failure) -> Iterator[Mapping[str, Any]]:
-        item = unit.pieces[0].item
-        assert item is not None
-        if not self._is_live(item) or unit.pieces[0].content != item.content:
-            return  # Settled, or being read anew: these pages are nobody's.
-        if isinstance(copy, Failure):
-            self._drop_pages(unit)
-            self._fetch_failed(item, copy)
-            return
-        if copy.sha256 + ending_of(item.record) != item.content:
-            # Written to since it was extracted: what is known of it belongs to other bytes.
-            self._drop_pages(unit)
-            if copy.fingerprint:
-                item.record = replace(item.record, fingerprint=copy.fingerprint)
-            item.content = ""
-            item.pages_left = {}
-            self._to_extract.append(item)
-            return
+    def _ocr_orders(self, unit: Unit, fetched: Sequence[Fetched | Failure]) -> Iterator[Mapping[str, Any]]:
+        files = {
+            item: file_name_of(unit, index)
+            for (index, piece), copy in zip(unit.copied, fetched, strict=True)
+            if (item := piece.item) is not None and self._is_as_it_was(item, piece.content, copy)
+        }
         for index, piece in enumerate(unit.pieces):
-            unit.orders.append(piece)
-            yield {
-                "file": file_name_of(unit, 0),
-                "media_type": item.media_type,
-                "page": piece.page,
-                "prefix": prefix_of(unit, index),
-            }
+            if piece.item in files:
+                unit.orders.append(piece)
+                yield {
+                    "file": files[piece.item],
+                    "media_type": piece.item.media_type,
+                    "page": piece.page,
+                    "prefix": prefix_of(unit, index),
+                }
+
+    def _is_as_it_was(self, item: Item, content: str, copy: Fetched | Failure) -> bool:
+        """The copy holds the bytes whose pages are to be read. If not, the item has failed or is read anew."""
+        if not self._is_live(item) or content != item.content:
+            return False  # Settled, or being read anew: these pages are nobody's.
+        if isinstance(copy, Failure):
+            self._to_ocr.drop(item)
+            self._fetch_failed(item, copy)
+            return False
+        if copy.sha256 + ending_of(item.record) == item.content:
+            return True
+        # Written to since it was extracted: what is known of it belongs to other bytes.
+        self._to_ocr.drop(item)
+        if copy.fingerprint:
+            item.record = replace(item.record, fingerprint=copy.fingerprint)
+        item.content = ""
+        item.pages_left = {}
+        self._to_extract.append(item)
+        return False
 
     def _chunk_orders(self, unit: Unit, inbox: Path) -> Iterator[Mapping[str, Any]]:
         for index, piece in enumerate(unit.pieces):
@@ -581,7 +585,7 @@ class UserPipeline:
         piece = unit.orders[index]
         if failure is None:
             try:
-                self._take_result(unit, piece, result, outbox)
+                self._take_result(unit, piece, result, outbox, cost)
             except MalformedMessage as error:
                 failure = lie = Failure(reason=Reason.PROTOCOL, detail=str(error))
                 self._failed(unit, piece, failure, cost)
@@ -624,7 +628,7 @@ class UserPipeline:
         """All orders of the unit have been taken in."""
         self._open_units.discard(unit)
 
-    def _take_result(self, unit: Unit, piece: Piece, result: Mapping[str, Any], outbox: Path) -> None:
+    def _take_result(self, unit: Unit, piece: Piece, result: Mapping[str, Any], outbox: Path, cost: Cost) -> None:
         if not self._is_live(piece.item):
             return
         match unit.stage:
@@ -636,6 +640,8 @@ class UserPipeline:
                 text = page.text[:MAX_PAGE_CHARS]
                 self._recognised(piece, replace(page, number=piece.page, text=text, needs_ocr=False))
                 self._work.ocr_pages += 1
+                if piece.item is not None:
+                    self._to_ocr.learn(piece.item, cost.cpu_seconds)
             case Stage.CHUNK:
                 self._chunked(piece.item, result, outbox)
             case Stage.EMBED:
@@ -738,7 +744,7 @@ class UserPipeline:
     def _go_on(self, item: Item) -> None:
         """A document is there: its pages to OCR, if some are left; else the whole of it to be cut."""
         if item.pages_left:
-            self._to_ocr.extend((item, page) for page in sorted(item.pages_left))
+            self._to_ocr.add(item, sorted(item.pages_left))
             return
         if item.extract == self._plan.extracts[1] and self._plan.ocr and not self._merge_pages(item):
             return
@@ -756,7 +762,7 @@ class UserPipeline:
         if left:
             # A twin with the same bytes was extracted meanwhile, and its document took the place of ours.
             item.pages_left = left
-            self._to_ocr.extend((item, page) for page in sorted(left))
+            self._to_ocr.add(item, sorted(left))
             return False
         if not pages:
             return True
@@ -922,7 +928,7 @@ class UserPipeline:
         before, alone = self._kept.page_failures.get(name, 0), len(unit.orders) == 1
         self._kept.page_failures[name], verdict = self._kept.after_failure(name, failure, before, alone=alone)
         if verdict.retry:
-            self._to_ocr.append((item, piece.page))
+            self._to_ocr.add(item, [piece.page])
             return
         if worth_another_run(failure.reason):
             # Not the page's fault: another run may read it, and goes on with the pages that are there.
@@ -953,19 +959,14 @@ class UserPipeline:
         elif stage is Stage.EXTRACT:
             self._to_extract.appendleft(piece.item)
         elif stage is Stage.OCR:
-            self._to_ocr.appendleft((piece.item, piece.page))
+            self._to_ocr.put_back(piece.item, piece.page)
         elif stage is Stage.CHUNK:
             self._to_chunk.appendleft(piece.item)
-
-    def _drop_pages(self, unit: Unit) -> None:
-        """Forget the pages of an item that wait, in whichever queue."""
-        item = unit.pieces[0].item
-        self._to_ocr = deque(entry for entry in self._to_ocr if entry[0] is not item)
 
     def _settle(self, item: Item, state: ItemState, failure: Failure) -> None:
         """The item has ended without being indexed."""
         record = item.record
-        self._to_ocr = deque(entry for entry in self._to_ocr if entry[0] is not item)
+        self._to_ocr.drop(item)
         self._items.pop(record.id, None)
         self._moves.append(
             Move(

@@ -5,7 +5,7 @@ Rule: records and what follows from them alone. Nothing here opens a file, asks 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import PurePath
@@ -39,6 +39,7 @@ class Item:
     """An item on its way: small, whatever the size of its document.
 
     pages_left  pages that wait for OCR -> their pixels, 0 where unknown
+    pages_read  pages that OCR has read in this turn, which took pages_seconds of CPU time
     has_parts   the ledger knows attachments of it
     chunks      those that are held until they are published; None: they are in the index's database, if there are any
     """
@@ -53,6 +54,8 @@ class Item:
     chars: int = 0
     partial: bool = False
     pages_left: dict[int, int] = field(default_factory=dict)
+    pages_read: int = 0
+    pages_seconds: float = 0.0
     missing: set[bytes] = field(default_factory=set)
     chunks: tuple[records.Chunk, ...] | None = None
     has_parts: bool = False
@@ -91,6 +94,16 @@ class Unit:
     orders: list[Piece] = field(default_factory=list)
 
     @property
+    def copied(self) -> Sequence[tuple[int, Piece]]:
+        """The pieces whose file is copied, with their indices. Pages of one item are read from one copy of it."""
+        if self.stage is Stage.EXTRACT:
+            return tuple(enumerate(self.pieces))
+        if self.stage is not Stage.OCR:
+            return ()
+        first = {id(piece.item): (index, piece) for index, piece in reversed(tuple(enumerate(self.pieces)))}
+        return tuple(sorted(first.values(), key=lambda entry: entry[0]))
+
+    @property
     def needs_fetch(self) -> bool:
         """Bytes have to be copied before it can begin."""
         return self.stage in (Stage.EXTRACT, Stage.OCR)
@@ -106,11 +119,10 @@ class Unit:
         return spool.outbox_limit(self.stage, len(self.pieces), self._size())
 
     def _size(self) -> int:
-        """As policy/spool.py counts it. Pages of one item are read from one copy of it."""
+        """As policy/spool.py counts it."""
         match self.stage:
             case Stage.EXTRACT | Stage.OCR:
-                pieces = self.pieces if self.stage is Stage.EXTRACT else self.pieces[:1]
-                return sum(piece.item.record.size_bytes for piece in pieces if piece.item is not None)
+                return sum(piece.item.record.size_bytes for _, piece in self.copied if piece.item is not None)
             case Stage.CHUNK:
                 return sum(piece.item.chars for piece in self.pieces if piece.item is not None)
             case Stage.INDEX:

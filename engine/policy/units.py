@@ -13,8 +13,11 @@ from engine.model import Stage
 
 #: Small items go together until they take about so long: a unit costs a few milliseconds of its own.
 UNIT_SECONDS = {Stage.EXTRACT: 0.25, Stage.OCR: 6.0, Stage.CHUNK: 0.3, Stage.EMBED: 2.0}
+#: Where less is left than so many whole units for each that may run at once, a unit takes that share of what is left:
+#: guided self-scheduling (Polychronopoulos and Kuck 1987). All cores then end within the time of a page or two.
+SHARES = 2
 #: Orders of one unit; a message has to hold them all.
-UNIT_ORDERS = {Stage.EXTRACT: 32, Stage.OCR: 16, Stage.CHUNK: 32, Stage.EMBED: 256}
+UNIT_ORDERS = {Stage.EXTRACT: 32, Stage.OCR: 64, Stage.CHUNK: 32, Stage.EMBED: 256}
 #: Embedding waits until a batch is worth a lease, unless nothing else is left to wait for.
 WORTHWHILE_TEXTS = 48
 #: Items on their way at once, per user. Beyond, nothing new is begun: what was begun is held as rows and small records.
@@ -49,6 +52,16 @@ def next_stage(backlog: Backlog) -> Stage | None:
     if backlog.texts and not backlog.coming:
         return Stage.EMBED
     return None
+
+
+def whole_seconds(stage: Stage, slots: int) -> float:
+    """With so much left, or more, a unit is as large as one may be. slots: units that may run at once."""
+    return UNIT_SECONDS[stage] * SHARES * max(1, slots)
+
+
+def unit_seconds(stage: Stage, *, left: float, slots: int) -> float:
+    """Seconds of the next unit, when so much of its stage waits and so many units may run at once."""
+    return min(UNIT_SECONDS[stage], left / (SHARES * max(1, slots)))
 
 
 def take(stage: Stage, seconds: Iterable[float]) -> int:

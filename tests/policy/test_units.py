@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from engine.model import Stage
 from engine.policy.units import (
     MOST_ON_THE_WAY,
+    SHARES,
     UNIT_ORDERS,
     UNIT_SECONDS,
     WORTHWHILE_TEXTS,
     Backlog,
     next_stage,
     take,
+    unit_seconds,
+    whole_seconds,
 )
 
 _few = st.integers(0, 3) | st.integers(0, 1000)
@@ -124,3 +127,23 @@ def test_a_unit_looks_no_further_than_it_needs(stage: Stage) -> None:
     assert take(stage, endless()) == UNIT_ORDERS[stage]  # type: ignore[arg-type]
     assert take(stage, [UNIT_SECONDS[stage] * 10, 0.0]) == 1
     assert UNIT_SECONDS.keys() == UNIT_ORDERS.keys()
+
+
+@given(stages, st.floats(0.0, 1e6), st.integers(0, 64))
+def test_a_unit_is_a_share_of_what_is_left(stage: Stage, left: float, slots: int) -> None:
+    """Whole while much is left; below that all that may run at once would take half of the rest."""
+    size = unit_seconds(stage, left=left, slots=slots)
+    if left >= whole_seconds(stage, slots):
+        assert size == pytest.approx(UNIT_SECONDS[stage])
+    else:
+        assert size * SHARES * max(1, slots) == pytest.approx(left)
+
+
+@given(stages, st.integers(1, 16))
+def test_units_by_shares_come_to_an_end_within_a_logarithm(stage: Stage, slots: int) -> None:
+    """From a whole unit for each slot down to a hundredth of one takes a few dozen, however small the last ones."""
+    left, count = whole_seconds(stage, slots), 0
+    while left > UNIT_SECONDS[stage] / 100:
+        left -= unit_seconds(stage, left=left, slots=slots)
+        count += 1
+    assert count <= SHARES * slots * 10
