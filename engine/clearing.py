@@ -15,10 +15,11 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_STEPS = 100_000
 
 
-def empty(folder: Path) -> None:
-    """Remove all that lies in a folder. What cannot be removed stays; where the folder is a link by now, all."""
+def empty(folder: Path, *, but: str = "") -> None:
+    """Remove all that lies in a folder, but the file of that name. What cannot be removed stays; where the folder is a
+    link by now, all."""
     with suppress(OSError):
-        _empty(os.open(folder, _FOLDER))
+        _empty(os.open(folder, _FOLDER), but)
 
 
 def remove(folder: Path) -> None:
@@ -28,11 +29,11 @@ def remove(folder: Path) -> None:
         os.rmdir(folder)
 
 
-def _empty(here: int) -> None:
+def _empty(here: int, but: str = "") -> None:
     """Goes down and up again by one descriptor, which it closes. Raises OSError when a folder was moved meanwhile."""
     # Of each folder above: the name of the one gone into, what it is itself, and the names in it that stay.
     above: list[tuple[str, tuple[int, int], set[str]]] = []
-    stay = set[str]()
+    stay = {but} if but else set[str]()
     try:
         for _ in range(_MOST_STEPS):
             inner = _remove_files(here, stay)

@@ -51,7 +51,7 @@ from engine.pipeline import Kept, UserPipeline
 from engine.plan import Plan
 from engine.policy import estimates, growth
 from engine.policy.peaks import Peaks
-from engine.policy.spool import FULL_IN_A_ROW, Verdict
+from engine.policy.spool import FULL_IN_A_ROW, Need, Verdict
 from engine.policy.turns import Backlog, Rules, Turns
 from engine.ports import Answer, Ask, Clock, Ledger, Return, Source
 from engine.processes import private_bytes
@@ -61,7 +61,7 @@ from engine.settings import DEBUG_FILES, INDEXES_FOLDER, Settings
 from engine.sources.uri import open_source
 from engine.survey import Freed, Orders, Removed, Surveyed, Surveyor, Trouble, make_pending, try_survey
 from engine.telemetry import Notice, Progressed, Reporter, UserBegan, WorkerDied
-from engine.way import Cost, Unit, Work
+from engine.way import Cost, HeldFile, Unit, Work
 from engine.workers.supervisor import Bounds, Ended, Finished, Lost, Report, Supervisor, Swollen, Worker
 from indexes import lock, paths
 from indexes.errors import IndexBusy, IndexFault, IndexFull
@@ -172,6 +172,7 @@ class _Going:
     worker: Worker
     name: tuple[int, int]
     began: float
+    copies: Sequence[Fetched | Failure] = ()
     assigned: bool = False
     cpu_seconds: float = 0.0
 
@@ -253,6 +254,8 @@ class Coordinator:
         self._resting: frozenset[UserId] = frozenset()
         self._askers: dict[str, _Open] = {}
         self._going: dict[tuple[int, int], _Going] = {}
+        #: What idle workers have in their inboxes.
+        self._holding: dict[Worker, HeldFile] = {}
         self._returns: list[Return] = []
         self._withdrawn: list[str] = []
         self._lies: list[tuple[Worker, Failure]] = []
@@ -642,6 +645,8 @@ class Coordinator:
         self._to_ask.pop(opened.user, None)
         self._to_look.pop(opened.user, None)
         self._room.forget(opened.user)
+        for worker in [worker for worker, held in self._holding.items() if held.user == opened.user]:
+            self._let_go_of(worker)
         opened.stack.close()
 
     # --- tokens ---
@@ -656,6 +661,7 @@ class Coordinator:
         returns, self._returns = self._returns, []
         now = self._clock.monotonic()
         self._free_stuck()
+        self._forget_gone()
         explain = bool(self._askers) and now - self._explained >= EXPLAIN_SECONDS
         if not (asks or withdraw or returns or self._rung or explain or self._promises.are_due):
             return
@@ -686,6 +692,10 @@ class Coordinator:
     def _has_room(self, owner: _Open, unit: Unit) -> bool:
         """There is room on the disk for what the unit copies and writes. If not, it is put back, or has failed."""
         verdict = self._room.ask(owner.user, unit.need)
+        if verdict is not Verdict.GO and self._holding:
+            for worker in list(self._holding):
+                self._let_go_of(worker)
+            verdict = self._room.ask(owner.user, unit.need)
         if verdict is Verdict.GO and self._draining is None:
             return True
         with self._on_behalf_of(owner):
@@ -713,6 +723,11 @@ class Coordinator:
     def _wanted_stages(self) -> set[Stage]:
         """Of units that wait for a token."""
         return {unit.stage for opened in self._askers.values() for unit in opened.asked.values()}
+
+    def _forget_gone(self) -> None:
+        """What workers held that are gone went with them."""
+        for worker in [worker for worker in self._holding if worker.gone]:
+            self._let_go_of(worker, clear=False)
 
     def _free_stuck(self) -> None:
         for worker in self._stuck.keys() - set(self._supervisor.dying):
@@ -762,11 +777,16 @@ class Coordinator:
         )
         going = _Going(owner=owner, unit=unit, lease=lease, worker=worker, name=name, began=self._clock.monotonic())
         self._going[name] = going
+        held = self._holding.get(worker)
+        if held is not None and held.label == unit.wanted_label:
+            unit.held = held
+        self._let_go_of(worker, clear=unit.held is None)
         self._room.take(name, owner.user, unit.need)
         owner.running += 1
-        if not unit.needs_fetch:
+        held_copies = [held.copy for _, piece in unit.copied if (held := unit.held_for(piece))]
+        if len(held_copies) == len(unit.copied):
             with self._on_behalf_of(owner):
-                self._assign(going, [])
+                self._assign(going, held_copies)
             return
 
         def copy() -> None:
@@ -778,6 +798,13 @@ class Coordinator:
             self._wake()
 
         self._threads.submit(copy)
+
+    def _let_go_of(self, worker: Worker, *, clear: bool = True) -> None:
+        """What a worker holds is not held any more. clear: and is removed."""
+        if self._holding.pop(worker, None) is not None:
+            self._room.give_back(worker)
+            if clear:
+                self._supervisor.clear_inbox(worker)
 
     def _make_way_for(self, worker: Worker) -> None:
         """It was promised what is not there, and has what others leave: no idle ones then."""
@@ -795,7 +822,7 @@ class Coordinator:
     def _find_worker(self, unit: Unit) -> Worker | None:
         """An idle worker that leaves the unit something of what it was promised: one that has kept much of earlier
         units would be stopped for it, and the unit begun again."""
-        while (worker := self._supervisor.find_idle(unit.stage, self._owner_of(unit))) is not None:
+        while (worker := self._find_idle(unit)) is not None:
             if worker.resting_bytes + growth.LEAST_BURST_BYTES <= unit.memory_bytes:
                 return worker
             _log.debug(
@@ -804,6 +831,9 @@ class Coordinator:
             )
             self._supervisor.retire(worker)
         return None
+
+    def _find_idle(self, unit: Unit) -> Worker | None:
+        return self._supervisor.find_idle(unit.stage, self._owner_of(unit), holds=unit.wanted_label)
 
     def _owner_of(self, unit: Unit) -> str:
         """Whose worker the unit needs. Where the sandbox is strict, what reads the bytes of strangers is of one user
@@ -828,7 +858,7 @@ class Coordinator:
         return self._supervisor.start(stage, self._plan.options[stage])
 
     def _assign(self, going: _Going, copies: Sequence[Fetched | Failure]) -> None:
-        going.assigned = True
+        going.assigned, going.copies = True, copies
         self._stir(going.owner)
         for copy in copies:
             self._note_room(copy if isinstance(copy, Failure) else None)
@@ -938,9 +968,15 @@ class Coordinator:
 
     def _end(self, going: _Going) -> None:
         """The unit is over: its worker is free, its token goes back with the next word to the desk."""
-        self._supervisor.release(going.worker)
+        held = going.owner.pipeline.file_to_hold(going.unit, going.copies) if going.assigned else None
         del self._going[going.name]
         self._room.give_back(going.name)
+        if held is not None and self._open.get(going.owner.user) is going.owner:
+            self._supervisor.release(going.worker, keep=held.name, holds=held.label)
+            self._holding[going.worker] = held
+            self._room.keep(going.worker, Need(spool_bytes=held.copy.size_bytes, disk_bytes=held.copy.size_bytes))
+        else:
+            self._supervisor.release(going.worker)
         going.owner.running -= 1
         self._stir(going.owner)
         seconds = self._clock.monotonic() - going.began if going.assigned else 0.0

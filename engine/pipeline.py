@@ -48,6 +48,7 @@ from engine.reasons import CATALOGUE, Reason
 from engine.telemetry import ItemSettled, Notice, Reporter
 from engine.way import (
     Cost,
+    HeldFile,
     Item,
     Piece,
     Unit,
@@ -446,8 +447,23 @@ class UserPipeline:
     # --- a unit begins ---
 
     def fetch(self, unit: Unit, inbox: Path) -> list[Fetched | Failure]:
-        """Copy the bytes that a unit needs, as `unit.copied` says. Runs on any thread."""
-        return [self._fetch_one(piece, inbox / file_name_of(unit, index)) for index, piece in unit.copied]
+        """Copy the bytes that a unit needs, as `unit.copied` says, but what is held. Runs on any thread."""
+        return [
+            held.copy if (held := unit.held_for(piece)) else self._fetch_one(piece, inbox / file_name_of(unit, index))
+            for index, piece in unit.copied
+        ]
+
+    def file_to_hold(self, unit: Unit, copies: Sequence[Fetched | Failure]) -> HeldFile | None:
+        """The file of which the worker is likely to read more pages: a long scan takes many units."""
+        if unit.stage is not Stage.OCR or not copies:
+            return None
+        (index, piece), copy = unit.copied[-1], copies[-1]
+        item = piece.item
+        if item is None or not self._is_live(item) or not item.pages_left or isinstance(copy, Failure):
+            return None
+        held = unit.held_for(piece)
+        name = held.name if held is not None else file_name_of(unit, index)
+        return HeldFile(user=self.user, content=piece.content, name=name, copy=copy)
 
     def _fetch_one(self, piece: Piece, target: Path) -> Fetched | Failure:
         assert piece.item is not None
@@ -522,7 +538,7 @@ class UserPipeline:
 
     def _ocr_orders(self, unit: Unit, fetched: Sequence[Fetched | Failure]) -> Iterator[Mapping[str, Any]]:
         files = {
-            item: file_name_of(unit, index)
+            item: held.name if (held := unit.held_for(piece)) else file_name_of(unit, index)
             for (index, piece), copy in zip(unit.copied, fetched, strict=True)
             if (item := piece.item) is not None and self._is_as_it_was(item, piece.content, copy)
         }

@@ -185,6 +185,10 @@ class SpoolRoom:
         self._budget.take(unit, asker, need)
         self._stirred = True
 
+    def keep(self, name: Hashable, need: Need) -> None:
+        """What a unit took is not given back, as it stays for the next: under another name."""
+        self._budget.keep(name, need)
+
     def give_back(self, unit: Hashable) -> None:
         """It is over."""
         self._budget.give_back(unit)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import PurePath
 
 from engine.document import chunk_fields
-from engine.model import Failure, Fingerprint, ItemId, Kind, Stage, UserId
+from engine.model import Failure, Fetched, Fingerprint, ItemId, Kind, Stage, UserId
 from engine.policy import estimates, spool
 from engine.policy.estimates import Estimate
 from engine.ports import Attempt, ItemRecord
@@ -83,15 +83,44 @@ class Piece:
     texts: tuple[tuple[bytes, str], ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldFile:
+    """A file that lies in a worker's inbox from the unit before: whose it is, what is in it, its name there."""
+
+    user: UserId
+    content: str
+    name: str
+    copy: Fetched
+
+    @property
+    def label(self) -> str:
+        """No other file has the same."""
+        return f"{self.user}/{self.content}"
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Unit:
-    """What one lease works on. `orders`: the pieces that went to the worker, in the order of their indices."""
+    """What one lease works on.
+
+    orders  the pieces that went to the worker, in the order of their indices
+    held    what its worker has of it already
+    """
 
     number: int
     user: UserId
     stage: Stage
     pieces: tuple[Piece, ...]
     orders: list[Piece] = field(default_factory=list)
+    held: HeldFile | None = None
+
+    @property
+    def wanted_label(self) -> str:
+        """Of the file that it would be spared copying; "": none. Only long scans are read by several units."""
+        return f"{self.user}/{self.pieces[0].content}" if self.stage is Stage.OCR else ""
+
+    def held_for(self, piece: Piece) -> HeldFile | None:
+        """The file that the piece is read from, where the worker has it."""
+        return self.held if self.held is not None and self.held.content == piece.content else None
 
     @property
     def copied(self) -> Sequence[tuple[int, Piece]]:

@@ -144,8 +144,12 @@ class SpoolBudget:
 
     def take(self, unit: Hashable, asker: Hashable, need: Need) -> None:
         """A unit that may go begins."""
-        self._taken[unit] = need
+        self.keep(unit, need)
         self.forget(asker)
+
+    def keep(self, name: Hashable, need: Need) -> None:
+        """Something stays that has room already."""
+        self._taken[name] = need
 
     def give_back(self, unit: Hashable) -> None:
         """It is over, and its files are removed. Unknown: nothing happens."""

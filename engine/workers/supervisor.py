@@ -201,6 +201,7 @@ class Worker:
     base_bytes: int = 0  # what it held when it was ready, or after its first unit
     is_warm: bool = False  # it has done a unit
     grown_bytes: int = 0  # over that, after its latest unit
+    holds: str = ""  # what its inbox still holds of the unit before, in the words of whoever left it there
     hung_up: float | None = None  # since when nothing more can come out of its pipe, though it lives
     gone: bool = False  # it is of no more use, though the kernel may not have let go of it yet
 
@@ -295,8 +296,10 @@ class Supervisor:
         """Also wake up, and call `action`, when this descriptor can be read."""
         self._selector.register(descriptor, selectors.EVENT_READ, action)
 
-    def find_idle(self, stage: Stage, owner: str = "") -> Worker | None:
+    def find_idle(self, stage: Stage, owner: str = "", *, holds: str = "") -> Worker | None:
         """A worker of that stage without a unit; one that is still starting counts (it waits for the unit).
+
+        holds: one that has this in its inbox goes before others.
 
         owner: whose files the unit reads. One that has read another owner's is not found: whoever took it over with a
         file would be given those of everybody else.
@@ -306,7 +309,11 @@ class Supervisor:
             for worker in self._workers
             if worker.stage is stage and not worker.busy and worker.hung_up is None and worker.owner in ("", owner)
         ]
-        return min(free, key=lambda worker: (not worker.owner, not worker.ready, worker.number), default=None)
+
+        def rank(worker: Worker) -> tuple[bool, bool, bool, int]:
+            return not (holds and worker.holds == holds), not worker.owner, not worker.ready, worker.number
+
+        return min(free, key=rank, default=None)
 
     def start(self, stage: Stage, options: Mapping[str, Any]) -> Worker:
         """A new worker process for a stage. Raises CannotRunError when the system gives us none."""
@@ -419,9 +426,10 @@ class Supervisor:
         with suppress(OSError):
             processes.raise_memory_limit(worker.process.pid, room, least_bytes=LEAST_MORE_BYTES)
 
-    def release(self, worker: Worker) -> None:
+    def release(self, worker: Worker, *, keep: str = "", holds: str = "") -> None:
         """The reserved unit has come to nothing, or its results have been taken: the worker is free.
 
+        keep: a file of its inbox that stays there for its next unit, as `holds`. All else is removed.
         One that has grown too much is ended now: a worker that always has a unit is never found idle.
         """
         worker.unit = worker.orders = 0
@@ -430,8 +438,15 @@ class Supervisor:
         if not worker.gone and worker.grown_bytes > GROWTH_BYTES:
             self._let_go(worker)
         elif not worker.gone:
-            clearing.empty(worker.inbox)
+            worker.holds = holds
+            clearing.empty(worker.inbox, but=keep)
             clearing.empty(worker.outbox)
+
+    def clear_inbox(self, worker: Worker) -> None:
+        """What was left in a worker's inbox is not wanted any more."""
+        if worker.holds:
+            worker.holds = ""
+            clearing.empty(worker.inbox)
 
     def poll(self, timeout_seconds: float) -> list[Report]:
         """Wait for news, at most so long, and hand them on. Raises CannotRunError when a stage cannot be started.
