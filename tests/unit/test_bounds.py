@@ -16,7 +16,7 @@ from PIL import Image
 
 from engine.ports import StageFailed
 from engine.reasons import Reason
-from engine.workers import read_docx, read_event, read_image, read_mail, read_pdf, read_text, reading
+from engine.workers import markup, read_docx, read_event, read_image, read_mail, read_pdf, reading
 from engine.workers.archive import open_archive
 from engine.workers.ocr import open_stage
 from engine.workers.reading import tidy
@@ -295,14 +295,14 @@ def test_blanks_are_tidied_as_ever_but_in_one_pass() -> None:
 
 def test_a_comment_that_never_ends_is_left_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long ones go, closed or not, wherever they begin; short ones are left to the parser."""
-    monkeypatch.setattr(read_text, "_COMMENT_CHARS", 10)
-    for markup, left in (
+    monkeypatch.setattr(markup, "_COMMENT_CHARS", 10)
+    for given, left in (
         ("a<!-- -->b", "a<!-- -->b"),
         ("a<!-- 1234567890 -->b<!-- 1 -->c<!-- 1234567890 -->d", "ab<!-- 1 -->cd"),
         ("a<!-- <!-- <!-- <!-- <!-- <!--", "a"),
         ("a<!-- 1", "a<!-- 1"),
     ):
-        assert read_text._without_long_comments(markup) == left
+        assert markup._without_long_comments(given) == left
 
 
 def test_abbreviations_that_never_end_are_looked_for_once(desk: Desk) -> None:
@@ -328,8 +328,8 @@ def test_breaks_and_empty_paragraphs_take_no_room(desk: Desk) -> None:
     table = b"<w:tbl>" + b"<w:tr><w:tc><w:p/></w:tc></w:tr>" * 500 + b"</w:tbl>"
     docx = bombs.docx([words[0], b"<w:p/>" * 2_000, table, words[1]])
     assert text_of(desk.read(docx, "a.docx")) == "one\n\ntwo"
-    page, story = read_text._Page(100), read_docx._Story(100)
-    page.keep("one")
+    page, story = markup._Page(100), read_docx._Story(100)
+    page.data("one")
     for _ in range(1_000):
         page.start("p", {})
         page.start("br", {})
