@@ -28,7 +28,12 @@ CSV: Final = "text/csv"
 TSV: Final = "text/tab-separated-values"
 XML: Final = "application/xml"
 PLAIN: Final = "text/plain"
-IMAGES: Final = frozenset({"image/png", "image/jpeg", "image/tiff", "image/webp", "image/gif", "image/bmp"})
+IMAGES: Final = frozenset(
+    {
+        *("image/png", "image/jpeg", "image/tiff", "image/webp", "image/gif", "image/bmp", "image/heic", "image/avif"),
+        "image/x-portable-anymap",
+    }
+)
 #: Text whose kind only its name tells: one reader, and no lie when the name says another of them.
 _PLAIN_TEXTS: Final = frozenset({PLAIN, CSV, TSV, XML, "text/markdown", "application/json", "image/svg+xml"})
 
@@ -61,6 +66,10 @@ _BY_ENDING: Final = {
     "webp": "image/webp",
     "gif": "image/gif",
     "bmp": "image/bmp",
+    "heic": "image/heic",
+    "heif": "image/heic",
+    "avif": "image/avif",
+    **dict.fromkeys(("pbm", "pgm", "ppm", "pnm"), "image/x-portable-anymap"),
     "svg": "image/svg+xml",
     "eml": MAIL,
     "mbox": MBOX,
@@ -121,9 +130,6 @@ _MARKS: Final[tuple[tuple[int, bytes, str], ...]] = (
     (4, b"\x11\xaf", "video/x-fli"),
     (4, b"\x12\xaf", "video/x-fli"),
     (0, b"AT&TFORM", "image/vnd.djvu"),
-    (4, b"ftypheic", "image/heic"),
-    (4, b"ftypmif1", "image/heic"),
-    (4, b"ftypavif", "image/avif"),
     (4, b"ftypM4A", "audio/mp4"),
     (4, b"ftypqt", "video/quicktime"),
     (4, b"ftyp", "video/mp4"),
@@ -174,6 +180,13 @@ _MARKS: Final[tuple[tuple[int, bytes, str], ...]] = (
 )
 #: Sizes of the known versions of the header that follows the 14 bytes of the file's own.
 _BMP_HEADERS: Final = frozenset({12, 40, 52, 56, 64, 108, 124})
+#: Brands of the pictures that are kept as films are (ISO/IEC 23008-12, annex B; AV1 Image File Format, 6).
+_STILL_BRANDS: Final = (
+    (frozenset({b"avif", b"avis"}), "image/avif"),
+    (frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}), "image/heic"),
+)
+#: Size and depth of a picture in the raw forms of Netpbm; the forms in ASCII are data rather than pictures.
+_NETPBM = re.compile(rb"P[456](?:\s+|#[^\n]{0,200}\n)+[1-9]\d{0,5}\s+[1-9]\d{0,5}\s")
 _RIFF: Final = {b"WEBP": "image/webp", b"WAVE": "audio/wav", b"AVI ": "video/x-msvideo"}
 
 _BOMS: Final = (
@@ -367,9 +380,13 @@ _APPLE_SINGLE: Final = b"\x00\x05\x16\x00"
 
 
 def _by_mark(head: bytes) -> str:
+    if head[4:8] == b"ftyp" and (still := _still_picture(head)):
+        return still
     for offset, mark, media_type in _MARKS:
         if head.startswith(mark, offset):
             return media_type
+    if head[:1] == b"P" and _NETPBM.match(head):
+        return "image/x-portable-anymap"
     if head[:4] == b"RIFF":
         return _RIFF.get(head[8:12], "application/x-riff")
     if head[:2] == b"BM" and len(head) >= 26 and struct.unpack_from("<I", head, 14)[0] in _BMP_HEADERS:
@@ -382,6 +399,18 @@ def _by_mark(head: bytes) -> str:
         return PDF
     # After the PDF: the fork of a file that an old Mac wrapped is what its reader opens.
     return "application/applefile" if head.startswith(_APPLE_SINGLE) else ""
+
+
+def _still_picture(head: bytes) -> str:
+    """By the brands that a file says it keeps to: its own, then those that it is compatible with."""
+    size = min(int.from_bytes(head[:4], "big"), 256)
+    brands = [head[8:12], *(head[at : at + 4] for at in range(16, size - 3, 4))]
+    for known, media_type in _STILL_BRANDS:
+        if brands[0] in known - {b"mif1", b"msf1"}:
+            return media_type
+    if brands[0] in (b"mif1", b"msf1"):
+        return next((media_type for known, media_type in _STILL_BRANDS if known.intersection(brands)), "")
+    return ""
 
 
 def _as_text(head: bytes, name: str) -> bytes | None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from engine.ports import StageFailed
 from engine.reasons import Reason
-from engine.workers import markup, read_docx, read_event, read_image, read_mail, read_pdf, reading
+from engine.workers import image_heads, markup, read_docx, read_event, read_mail, read_pdf, reading
 from engine.workers.archive import open_archive
 from engine.workers.ocr import open_stage
 from engine.workers.reading import tidy
@@ -270,10 +270,10 @@ def test_frames_and_passes_of_a_picture_are_counted_without_pillow(
         path.write_bytes(encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:], **saving))
         assert path.read_bytes()[:2] == order.encode()
         for bound, many in ((3, True), (4, False)):
-            monkeypatch.setattr(read_image, "MAX_FRAMES", bound)
-            assert read_image._has_many_frames(path) is many
+            monkeypatch.setattr(image_heads, "MAX_FRAMES", bound)
+            assert image_heads.has_many_frames(path) is many
     path.write_bytes(bombs.tiff(3, 40, 40, loop=True))
-    assert not read_image._has_many_frames(path)  # in a circle each counts once
+    assert not image_heads.has_many_frames(path)  # in a circle each counts once
     few, most = bombs.many_scans(64, 64, 1), bombs.many_scans(64, 64, 600)
     assert desk.read(few, "a.jpg").pages[0].needs_ocr
     assert desk.refusal(most, "a.jpg") == (Reason.BOMB, "a picture in 605 passes; at most 500")
