@@ -21,6 +21,17 @@ SAMPLES = {
 }
 #: Two or three sentences each, in the encodings in which they were written before UTF-8.
 LEGACY = [
+    (("cp850", "mac_roman"), "Le client a été prévenu, la réponse arrivera à la fin de la semaine. L'été est là."),
+    (("cp850",), "Für die Übersendung der Unterlagen danken wir. Größe und Maße stehen darin."),
+    (("cp1252",), "De waarde ‘’ is niet toegestaan. Probeer ‘’ opnieuw, of kies een andere waarde uit de lijst."),
+    (("cp1252",), "Det skal væ"),
+    (("cp1252",), "Aujourd’hui."),
+    (("cp852",), "Vážení kolegové, schůzka se koná zítra v deset hodin. Prosíme o včasný příchod."),
+    (("cp1250", "iso8859_2"), "Sastanak će biti sutra u deset sati. Ako ne možete doći, molimo da se javite na vrijeme."),
+    (("cp1250",), "Vă rugăm să nu întârziaţi la şedinţa de mâine."),
+    (("cp1257",), "Gerbiami kolegos, rytoj dešimtą valandą įvyks susirinkimas. Prašome nevėluoti."),
+    (("cp1257",), "Cienījamie kolēģi, rīt desmitos notiks sanāksme. Lūdzam nekavēties."),
+    (("cp1253", "iso8859_7"), "Άδεια λίστα. Άνω και κάτω, Αγαπητοί συνάδελφοι, αύριο θα γίνει η συνάντηση."),
     (
         ("cp1252", "latin-1"),
         "Für die Übersendung der Unterlagen danken wir. Größe und Maße stehen darin. Schöne Grüße!",
