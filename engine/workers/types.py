@@ -9,6 +9,7 @@ import codecs
 import re
 import struct
 from collections.abc import Collection
+from mmap import mmap
 from typing import Final
 
 #: Bytes from the beginning that decide. PDF readers look for their mark in the first 1,024, tar has it at 257.
@@ -178,6 +179,8 @@ _MARKS: Final[tuple[tuple[int, bytes, str], ...]] = (
     (60, b"BOOKMOBI", "application/x-mobipocket-ebook"),
     (0, b"\x00\x05\x16\x07", "application/applefile"),
 )
+#: Marks that texts begin with; files with any other have bytes that no text has, soon.
+_MARKS_OF_TEXT: Final = frozenset({b"{\\rtf", b"%!PS", b"!<arch>\n"})
 #: Sizes of the known versions of the header that follows the 14 bytes of the file's own.
 _BMP_HEADERS: Final = frozenset({12, 40, 52, 56, 64, 108, 124})
 #: Brands of the pictures that are kept as films are (ISO/IEC 23008-12, annex B; AV1 Image File Format, 6).
@@ -206,6 +209,8 @@ _NUL_LANES: Final = (
 #: Control bytes that no text has; ESC (0x1b) is in ISO-2022-JP and in logs.
 _NOT_TEXT: Final = bytes(code for code in (*range(9), *range(0x0E, 0x1B), *range(0x1C, 0x20), 0x7F))
 
+_ASCII_TEXT: Final = bytes((0x09, 0x0A, 0x0D, *range(0x20, 0x7F)))
+
 _FIELD = re.compile(rb"([!-9;-~]{1,60})[ \t]*:")
 _MAIL_FIELDS: Final = frozenset(
     b"from to cc bcc subject date sender reply-to received return-path delivered-to message-id mime-version references "
@@ -233,7 +238,7 @@ def media_type_of(head: bytes, name: str) -> str:
     Returns ZIP and OLE for the two containers, which `zip_media_type` and `ole_media_type` tell apart, and UNKNOWN for
     bytes that are neither a known type nor text.
     """
-    found = _by_mark(head)
+    found = _by_mark(head, named_type(name))
     if found:
         return found
     if named_type(name) == PDF and re.search(rb"\d obj\b", head):
@@ -301,7 +306,7 @@ def ole_media_type(names: Collection[str]) -> str:
     return OLE
 
 
-def ole_names(data: bytes) -> frozenset[str]:
+def ole_names(data: bytes | mmap) -> frozenset[str]:
     """The names in the directory of an OLE2 file, as far as it can be followed ([MS-CFB] 2.2 to 2.6).
 
     Looks at the sectors that the header's own 109 FAT entries reach, which is the first 7 MB or more; the directory of
@@ -379,26 +384,33 @@ def _is_in_use(sign: str) -> bool:
 _APPLE_SINGLE: Final = b"\x00\x05\x16\x00"
 
 
-def _by_mark(head: bytes) -> str:
+def _by_mark(head: bytes, named: str) -> str:
     if head[4:8] == b"ftyp" and (still := _still_picture(head)):
         return still
     for offset, mark, media_type in _MARKS:
         if head.startswith(mark, offset):
-            return media_type
+            return "" if mark not in _MARKS_OF_TEXT and _is_plain(head) else media_type
     if head[:1] == b"P" and _NETPBM.match(head):
         return "image/x-portable-anymap"
-    if head[:4] == b"RIFF":
+    if head[:4] == b"RIFF" and not _is_plain(head):
         return _RIFF.get(head[8:12], "application/x-riff")
     if head[:2] == b"BM" and len(head) >= 26 and struct.unpack_from("<I", head, 14)[0] in _BMP_HEADERS:
         return "image/bmp"
     # Adobe's readers accept junk before the mark, and so do we; but not a mail or a text that quotes one.
     at = head.find(b"%PDF-", 0, 1024)
+    if at == 0 and named in _PLAIN_TEXTS and b"obj" not in head and _is_plain(head):
+        return ""
     if at >= 0 and (at == 0 or not head[:at].isascii() or not head[:at].strip()):
         return PDF
     if at > 0 and b" obj" in head[at:] and not _looks_like_mail(head):
         return PDF
     # After the PDF: the fork of a file that an old Mac wrapped is what its reader opens.
     return "application/applefile" if head.startswith(_APPLE_SINGLE) else ""
+
+
+def _is_plain(head: bytes) -> bool:
+    """Whether a file that begins with the letters of a mark is a text about something else: it has no other bytes."""
+    return not head.translate(None, _ASCII_TEXT)
 
 
 def _still_picture(head: bytes) -> str:

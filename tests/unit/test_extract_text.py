@@ -27,7 +27,10 @@ LEGACY = [
     (("cp1252",), "Det skal væ"),
     (("cp1252",), "Aujourd’hui."),
     (("cp852",), "Vážení kolegové, schůzka se koná zítra v deset hodin. Prosíme o včasný příchod."),
-    (("cp1250", "iso8859_2"), "Sastanak će biti sutra u deset sati. Ako ne možete doći, molimo da se javite na vrijeme."),
+    (
+        ("cp1250", "iso8859_2"),
+        "Sastanak će biti sutra u deset sati. Ako ne možete doći, molimo da se javite.",
+    ),
     (("cp1250",), "Vă rugăm să nu întârziaţi la şedinţa de mâine."),
     (("cp1257",), "Gerbiami kolegos, rytoj dešimtą valandą įvyks susirinkimas. Prašome nevėluoti."),
     (("cp1257",), "Cienījamie kolēģi, rīt desmitos notiks sanāksme. Lūdzam nekavēties."),
