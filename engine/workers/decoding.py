@@ -141,6 +141,28 @@ _SUPERSETS: Final = {
     "shift_jis": "cp932",
     "euc_kr": "cp949",
     "ks_c_5601-1987": "cp949",
+    "iso8859-8": "cp1255",
+    "iso8859-11": "cp874",
+    "tis-620": "cp874",
+}
+#: Names that the web knows (the same standard) and Python does not, but for "x-" before it.
+_LABELS: Final = {
+    **dict.fromkeys(("unicode-1-1-utf-8", "unicode20utf8"), "utf-8"),
+    **dict.fromkeys(("iso-8859-8-i", "iso-8859-8-e", "csiso88598i", "csiso88598e", "visual", "logical"), "cp1255"),
+    **dict.fromkeys(("iso-8859-6-i", "iso-8859-6-e", "csiso88596i", "csiso88596e"), "iso8859-6"),
+    **dict.fromkeys(("windows-874", "dos-874"), "cp874"),
+    **dict.fromkeys(("windows-31j", "sjis", "cswindows31j"), "cp932"),
+    **dict.fromkeys(("gb_2312", "gb_2312-80", "csgb2312", "gbk"), "gb18030"),
+    **dict.fromkeys(("cn-big5", "x-big5"), "big5"),
+    **dict.fromkeys(("windows-949", "ks_c_5601-1989", "ksc_5601", "cseuckr", "csksc56011987", "iso-ir-149"), "cp949"),
+    **dict.fromkeys(("mac", "csmacintosh", "mac-roman"), "mac-roman"),
+    **dict.fromkeys(("mac-ukrainian", "mac-cyrillic"), "mac-cyrillic"),
+    **dict.fromkeys(("koi", "koi8", "koi8-ru"), "koi8-u"),
+    "ansi": "cp1252",
+    "euc-jp": "euc_jp",
+    "cseucpkdfmtjapanese": "euc_jp",
+    "csisolatin9": "iso8859-15",
+    "sun_eu_greek": "iso8859-7",
 }
 
 
@@ -380,8 +402,10 @@ def _decoded(file: BinaryIO, encoding: str, limit_chars: int, *, errors: str) ->
 
 def _codec(declared: str) -> str:
     """The codec of a declared charset, "" when it is none of text."""
+    name = declared.strip().strip("\"'")[:100].lower()
+    bare = name.removeprefix("x-")
     try:
-        info = codecs.lookup(declared.strip().strip("\"'")[:100])
+        info = codecs.lookup(_LABELS.get(bare) or (bare if bare.startswith(("cp", "windows-")) else name))
     except (LookupError, ValueError):
         return ""
     if not info._is_text_encoding or info.name.replace("_", "-") in _NOT_CHARSETS:

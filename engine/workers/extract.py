@@ -22,7 +22,7 @@ from engine.workers import types
 from engine.workers.reading import Material
 
 _TEXTS: Final = frozenset(
-    {types.PLAIN, types.CSV, types.TSV, types.XML, types.HTML, "text/markdown", "application/json", "image/svg+xml"}
+    {types.PLAIN, types.CSV, types.TSV, types.XML, types.HTML, types.JSON, "text/markdown", "image/svg+xml"}
 )
 _READERS: Final = {
     types.PDF: "read_pdf",

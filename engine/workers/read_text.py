@@ -27,6 +27,12 @@ _SAMPLE_CHARS: Final = 8192
 _SAME_WIDTH: Final = 0.7
 
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([A-Za-z0-9_.:-]{2,40})""", re.IGNORECASE)
+#: How Excel is told what parts the cells.
+_SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?\r?\n', re.IGNORECASE)
+_ESCAPE = re.compile(r"""\\(["\\/bfnrt]|u[0-9A-Fa-f]{4})""")
+_ESCAPED: Final = {'"': '"', "\\": "\\", "/": "/", "b": " ", "f": "\n", "n": "\n", "r": "\n", "t": "\t"}
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+
 _XML_ENCODING = re.compile(rb"""\A\s*<\?xml[^>]{0,100}?encoding\s*=\s*["']([A-Za-z0-9_.:-]{2,40})["']""")
 
 
@@ -48,6 +54,8 @@ def read(material: Material) -> Document:
             notes.append(f"the markup was cut at {limit} characters")
     elif material.media_type in (types.CSV, types.TSV):
         text = budget.take(_rows(found.text, material))
+    elif material.media_type == types.JSON:
+        text = budget.take(_unescaped(found.text))
     else:
         text = budget.take(found.text)
     budget.cut = budget.cut or (found.cut and not markup)
@@ -59,14 +67,31 @@ def read(material: Material) -> Document:
 
 
 def _declared(head: bytes) -> str:
+    """What the markup says in letters of ASCII: it cannot be UTF-16 then, whatever it says."""
     match = _XML_ENCODING.search(head) or _CHARSET.search(head)
-    return match.group(1).decode("ascii") if match else ""
+    said = match.group(1).decode("ascii") if match else ""
+    return "utf-8" if said.lower().startswith(("utf-16", "utf-32", "ucs-2")) else said
+
+
+def _unescaped(text: str) -> str:
+    """JSON as it is written, but for its letters: many programs write all beyond ASCII as escapes, which no one finds.
+
+    Not parsed: what is damaged, cut, or one object on each line is read as well.
+    """
+    if "\\" not in text:
+        return text
+    text = _ESCAPE.sub(lambda match: _ESCAPED.get(match[1]) or chr(int(match[1][1:], 16)), text)
+    # Characters beyond 16 bits are written as two escapes.
+    return _PAIR.sub(lambda match: match[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
 
 
 def _rows(text: str, material: Material) -> str:
     """The cells of each row joined by " | ". What is no table after all stays as it is."""
+    said = _SEPARATOR.match(text)
+    if said:
+        text = text[said.end() :]
     sample = text[:_SAMPLE_CHARS]
-    delimiter = _delimiter(sample) or ("\t" if material.media_type == types.TSV else ",")
+    delimiter = (said and said.group(1)) or _delimiter(sample) or ("\t" if material.media_type == types.TSV else ",")
     csv.field_size_limit(1 << 20)
     try:
         rows = _csv(text, delimiter, _quote(sample, delimiter))

@@ -28,6 +28,7 @@ HTML: Final = "text/html"
 CSV: Final = "text/csv"
 TSV: Final = "text/tab-separated-values"
 XML: Final = "application/xml"
+JSON: Final = "application/json"
 PLAIN: Final = "text/plain"
 IMAGES: Final = frozenset(
     {
@@ -36,7 +37,7 @@ IMAGES: Final = frozenset(
     }
 )
 #: Text whose kind only its name tells: one reader, and no lie when the name says another of them.
-_PLAIN_TEXTS: Final = frozenset({PLAIN, CSV, TSV, XML, "text/markdown", "application/json", "image/svg+xml"})
+_PLAIN_TEXTS: Final = frozenset({PLAIN, CSV, TSV, XML, JSON, "text/markdown", "image/svg+xml"})
 
 _WORD = "application/vnd.openxmlformats-officedocument."
 _BY_ENDING: Final = {
@@ -82,7 +83,7 @@ _BY_ENDING: Final = {
     "tsv": TSV,
     "tab": TSV,
     "xml": XML,
-    "json": "application/json",
+    **dict.fromkeys(("json", "jsonl", "ndjson", "geojson", "ipynb"), JSON),
     "md": "text/markdown",
     "markdown": "text/markdown",
     "txt": PLAIN,
@@ -224,6 +225,7 @@ _FROM_LINE = re.compile(
     rb"[\r\n]*From [^\r\n]{0,300}\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) +\d{1,2} +\d{1,2}:\d\d"
     rb"[^\r\n]{0,60}\r?\n[!-9;-~]{1,76}:"
 )
+_JSON_START = re.compile(rb"""(?:\[\s*)?\{\s*"[^"\\\n]{1,200}"\s*:""")
 _COMMENT = re.compile(rb"\A(?:\s|\xef\xbb\xbf|<!--.*?-->|<\?xml.*?\?>)*", re.DOTALL)
 _HTML_START = re.compile(
     rb"<(?:!doctype\s+html|html|head|body|title|meta|link|script|style|table|div|p|h[1-6]|ul|ol|dl|font|center|pre|span)"
@@ -466,7 +468,7 @@ def _kind_of_text(text: bytes, name: str) -> str:
         return MAIL
     if said in _PLAIN_TEXTS:
         return said
-    return _table(text) or PLAIN
+    return JSON if _JSON_START.match(start) else _table(text) or PLAIN
 
 
 def _leading(text: bytes) -> int:
