@@ -87,6 +87,13 @@ def _brightness_is_there(data: bytes) -> bool:
     return len(whole) == 64
 
 
+def ends(path: Path) -> bool:
+    """Whether a JPEG has its end mark, where only padding follows."""
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+        return file.read().rstrip(b"\0\r\n \x1a").endswith(b"\xff\xd9")
+
+
 def has_many_frames(path: Path) -> bool:
     """Whether a TIFF has more directories than MAX_FRAMES. Pillow, which counts them too, compares each with all."""
     with open(path, "rb") as file:

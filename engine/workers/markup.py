@@ -233,7 +233,7 @@ class _Page(_Words):
         if self._unseen is not None:
             if tag == self._unseen[0]:
                 self._unseen = (tag, self._unseen[1] + 1)
-        elif attributes and _is_unseen(tag, attributes):
+        elif attributes and ("style" in attributes or "hidden" in attributes) and _is_unseen(tag, attributes):
             self._unseen = (tag, 1)
         elif tag in _MEANT:
             self._begin(tag, attributes)

@@ -157,6 +157,17 @@ def test_without_ocr_a_png_is_checked_by_its_sums(tmp_path: Path, share: float) 
     assert desk.refusal(bytes(data), "a.png")[0] is Reason.DAMAGED
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_without_ocr_a_jpeg_is_whole_when_its_end_is_there(tmp_path: Path, progressive: bool) -> None:
+    """It is decoded only where it is not, and what is missing is told as ever."""
+    desk = Desk(tmp_path, {"ocr": False})
+    data = encoded(Image.effect_noise((300, 900), 80), "JPEG", progressive=progressive)
+    off = "1 pages were not read: OCR is off"
+    assert desk.read(data + b"\0" * 100, "a.jpg").notes == (off,)
+    assert desk.read(data[:-200], "a.jpg").notes[0].startswith("partial: the picture ends early, ")
+    assert desk.refusal(data[: len(data) // 5], "a.jpg")[0] is Reason.DAMAGED
+
+
 def test_a_photograph_says_when_it_was_taken(desk: Desk) -> None:
     """From EXIF, without a zone."""
     image = drawing("x")
