@@ -141,6 +141,7 @@ _SUPERSETS: Final = {
     "shift_jis": "cp932",
     "euc_kr": "cp949",
     "ks_c_5601-1987": "cp949",
+    "iso2022_jp": "iso2022_jp_ext",
     "iso8859-8": "cp1255",
     "iso8859-11": "cp874",
     "tis-620": "cp874",
@@ -207,7 +208,8 @@ def decode_stream(file: BinaryIO, *, limit_chars: int, declared: str = "") -> De
     file.seek(0)
     head = file.read(_SAMPLE_BYTES)
     known = encoding_of_start(head)
-    for encoding in (known, _codec(declared), "iso2022_jp" if _escapes(head) else "utf-8"):
+    escaped = _escaped(head)
+    for encoding in (known, _codec(declared), *(escaped or ("utf-8",))):
         if not encoding:
             continue
         try:
@@ -217,8 +219,8 @@ def decode_stream(file: BinaryIO, *, limit_chars: int, declared: str = "") -> De
         except UnicodeError as error:
             if encoding == "utf-8" and isinstance(error, UnicodeDecodeError):
                 head = _around(head, error)
-    encoding = known or detected(head, _codec(declared))
-    guessed = encoding != "utf-8"
+    encoding = known or (escaped[-1] if escaped else detected(head, _codec(declared)))
+    guessed = encoding != "utf-8" and not escaped
     try:
         return replace(_decoded(file, encoding, limit_chars, errors="strict"), guessed=guessed)
     except UnicodeError:
@@ -413,9 +415,11 @@ def _codec(declared: str) -> str:
     return _SUPERSETS.get(info.name, info.name)
 
 
-def _escapes(head: bytes) -> bool:
-    """ISO-2022-JP is pure ASCII to the eye of UTF-8."""
-    return b"\x1b$B" in head or b"\x1b$@" in head
+def _escaped(head: bytes) -> tuple[str, ...]:
+    """The encodings that are pure ASCII to the eye of UTF-8, and say themselves which they are (RFC 1468, RFC 1557)."""
+    if b"\x1b$)C" in head:
+        return ("iso2022_kr",)
+    return ("iso2022_jp", "iso2022_jp_ext") if b"\x1b$B" in head or b"\x1b$@" in head else ()
 
 
 def _around(head: bytes, error: UnicodeDecodeError) -> bytes:

@@ -198,6 +198,8 @@ def _check_frame(image: Image.Image, index: int, material: Material) -> tuple[in
     place, what = material.place, f"frame {index + 1}" if index else "the picture"
     if min(width, height) < MIN_SIDE:
         pixels, note = 0, f"{what} is too small to hold words: {width} x {height} pixels"
+    elif index and _is_thumbnail(image):
+        pixels, note = 0, f"{what} is a small copy of another"
     else:
         pixels, note = width * height, ""
     # Where nobody will look at the pixels they are not decoded. Its end tells that a JPEG is whole, which is all that
@@ -240,6 +242,12 @@ def _learn(media_type: str) -> None:
             plugin.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
             return
     raise StageFailed(Reason.UNSUPPORTED_TYPE, f"{media_type}: it is read where the package pi-heif is installed")
+
+
+def _is_thumbnail(image: Image.Image) -> bool:
+    """Of a TIFF, a frame that says that it is another at a lower resolution (TIFF 6.0, NewSubfileType)."""
+    kind = getattr(image, "tag_v2", {}).get(ExifTags.Base.NewSubfileType, 0)
+    return isinstance(kind, int) and bool(kind & 1)
 
 
 def _moves(image: Image.Image) -> bool:

@@ -209,7 +209,8 @@ _NUL_LANES: Final = (
 )
 #: Control bytes that no text has; ESC (0x1b) is in ISO-2022-JP and in logs.
 _NOT_TEXT: Final = bytes(code for code in (*range(9), *range(0x0E, 0x1B), *range(0x1C, 0x20), 0x7F))
-
+#: But for these, in Korean text of before (ISO-2022-KR, RFC 1557).
+_SHIFTS: Final = b"\x0e\x0f"
 _ASCII_TEXT: Final = bytes((0x09, 0x0A, 0x0D, *range(0x20, 0x7F)))
 
 _FIELD = re.compile(rb"([!-9;-~]{1,60})[ \t]*:")
@@ -432,7 +433,8 @@ def _as_text(head: bytes, name: str) -> bytes | None:
     encoding = encoding_of_start(head)
     if encoding:
         return head.decode(encoding, "ignore").encode("utf-8", "ignore")
-    controls = len(head) - len(head.translate(None, _NOT_TEXT))
+    shifts = _SHIFTS if b"\x1b$)C" in head else b""
+    controls = len(head) - len(head.translate(None, _NOT_TEXT)) - sum(map(head.count, shifts))
     # Some exports have stray NULs between the fields; anything denser is data.
     if controls > len(head) // 50 and not (b"\0" in head and _is_text_with_nuls(head, name)):
         return None

@@ -46,6 +46,15 @@ def test_every_frame_of_a_tiff_is_a_page(desk: Desk) -> None:
     assert desk.heard == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_a_thumbnail_in_a_tiff_is_not_read_again(desk: Desk) -> None:
+    """It says that it is a small copy; the pages around it keep their numbers."""
+    frames = [drawing("one"), drawing("one").reduce(4), drawing("two")]
+    frames[1].encoderinfo = {"tiffinfo": {254: 1}}
+    document = desk.read(encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:]), "a.tif")
+    assert numbers(document.pages) == [1, 3]
+    assert document.notes == ("frame 2 is a small copy of another",)
+
+
 @pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP"])
 def test_an_animation_is_its_first_frame(desk: Desk, file_format: str) -> None:
     """And says so; a picture that stands still says nothing, nor is the rest of an animation looked at."""

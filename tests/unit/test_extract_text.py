@@ -98,6 +98,20 @@ def test_an_encoding_that_says_itself_is_no_guess(desk: Desk) -> None:
     assert not desk.read(SAMPLES["japanese"].encode(), "a.txt").notes
 
 
+def test_an_encoding_of_escapes_is_read_in_all_its_forms(desk: Desk) -> None:
+    """Narrow letters, Korean, and signs that Windows put where there are none: those are replaced, not all the rest."""
+    text = "ｶﾅ " + SAMPLES["japanese"]
+    assert text_of(desk.read(text.encode("iso2022_jp_ext"), "a.txt")) == text
+    assert decode(text.encode("iso2022_jp_ext"), "ISO-2022-JP").text == text
+    korean = "안녕하세요, 내일 오전 열 시에 회의가 있습니다."
+    assert text_of(desk.read(korean.encode("iso2022_kr"), "a.txt")) == korean
+    data = SAMPLES["japanese"].encode("iso2022_jp") + b"\x1b$B-!2q5D\x1b(B"
+    for found in (decode(data), decode(data, "iso-2022-jp")):
+        assert found.text.startswith(SAMPLES["japanese"])
+        assert found.text.endswith("会議")
+        assert (found.replaced, found.guessed) == (True, False)
+
+
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("language", SAMPLES)
 def test_utf16_without_a_mark_is_read_in_every_script(desk: Desk, language: str, encoding: str) -> None:
