@@ -122,8 +122,6 @@ _OLD_FIRST: Final = -5.0
 #: For each frequent word of a language; more than WORDS_COUNTED say no more.
 _WORD_WEIGHT: Final = 1.0
 _WORDS_COUNTED: Final = 4
-#: Against each run of letters in a text that has none of at least three: such pairs are signs of another encoding.
-_SHORT_RUN: Final = -3.0
 #: Below this a byte nothing has been understood: strange letters all the way.
 _SENSELESS: Final = -6.5
 _ASCII: Final = bytes(range(0x80))
@@ -237,7 +235,9 @@ def detected(sample: bytes, declared: str = "") -> str:
     if whole > 4 * broken:
         return "utf-8"
     words = Counter(re.findall(r"[a-z]+", clues.decode("ascii", "replace").lower()))
-    best, encoding = max(((_likelihood(clues, words, each), each) for each in _ENCODINGS), key=lambda found: found[0])
+    # What declares itself was hardly written before there were declarations.
+    candidates = [each for each in _ENCODINGS if each not in _OLD] if declared else _ENCODINGS
+    best, encoding = max(((_likelihood(clues, words, each), each) for each in candidates), key=lambda found: found[0])
     if best > _SENSELESS * len(clues.translate(None, _ASCII)):
         return encoding
     if declared or whole:
@@ -301,9 +301,6 @@ def _likelihood(clues: bytes, words: Counter[str], encoding: str) -> float:
         if encoding in encodings
         for shares, frequent in map(_language, rows)
     )
-    if not latin:
-        runs = [len(run) for run in re.findall(r"[^\W\d_\x00-\x7f]+", text)]
-        stands += _SHORT_RUN * len(runs) * (max(runs, default=0) < 3)
     return best + stands + (_OLD_FIRST if encoding in _OLD else 0.0 if encoding == "cp1252" else _OTHERS_FIRST)
 
 

@@ -5,6 +5,7 @@ Rule: one pass over heads, and never more than the bounds; what is damaged is le
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import struct
@@ -66,14 +67,15 @@ def is_legible(path: Path) -> bool:
             _jpeg_blocks(file)  # thumbnails, which have scans too, stand before
         except struct.error:
             return False
-        data = file.read(256 << 20)
-    with suppress(IndexError, ValueError):  # it ends within a head
-        return _brightness_is_there(data)
+        begin = file.tell()
+        # Mapped: whatever its size, it takes no memory of ours. IndexError and ValueError: it ends within a head.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, suppress(IndexError, ValueError):
+            return _brightness_is_there(data, begin)
     return False
 
 
-def _brightness_is_there(data: bytes) -> bool:
-    places = [match.start() for match in re.finditer(_SCAN, data)]
+def _brightness_is_there(data: mmap.mmap, begin: int) -> bool:
+    places = [match.start() for match in re.compile(_SCAN).finditer(data, begin)]
     whole: set[int] = set()
     brightness = -1
     for place in places[:-1]:

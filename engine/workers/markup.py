@@ -307,10 +307,10 @@ class _Page(_Words):
         self._in_title = False
 
     def _is_at_bullet(self) -> bool:
-        for piece in reversed(self._pieces):
-            if not piece.isspace():
-                return piece == _BULLET
-        return False
+        """Blanks behind a bullet are none: looked at once, they go."""
+        while self._pieces and self._pieces[-1].isspace():
+            self._pieces.pop()
+        return bool(self._pieces) and self._pieces[-1] == _BULLET
 
     def _begin_cell(self) -> None:
         self._cells += 1

@@ -336,3 +336,8 @@ def test_breaks_and_empty_paragraphs_take_no_room(desk: Desk) -> None:
         story.start(f"{read_docx._WORD_SPACES[0]}p", {})
         story.end(f"{read_docx._WORD_SPACES[0]}p")
     assert len(page._pieces) == len(story._frames[0].pieces) == 2
+    page.start("li", {})
+    for _ in range(1_000):
+        page.data(" ")
+        page.start("p", {})  # beside its bullet it breaks no line
+    assert len(page._pieces) == 3

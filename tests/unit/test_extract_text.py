@@ -37,6 +37,8 @@ LEGACY = [
         "Sastanak će biti sutra u deset sati. Ako ne možete doći, molimo da se javite.",
     ),
     (("cp1250",), "Vă rugăm să nu întârziaţi la şedinţa de mâine."),
+    (("cp1250", "iso8859_2"), "Pagină inexistentă. Nu este gol."),
+    (("cp1250", "iso8859_2"), "Broj stranice je manji od 1. Moguće je da nije dobar."),
     (("cp1257",), "Gerbiami kolegos, rytoj dešimtą valandą įvyks susirinkimas. Prašome nevėluoti."),
     (("cp1257",), "Cienījamie kolēģi, rīt desmitos notiks sanāksme. Lūdzam nekavēties."),
     (("cp1253", "iso8859_7"), "Άδεια λίστα. Άνω και κάτω, Αγαπητοί συνάδελφοι, αύριο θα γίνει η συνάντηση."),
@@ -155,6 +157,13 @@ def test_a_few_broken_bytes_do_not_make_utf8_something_else(desk: Desk) -> None:
 def test_a_declared_charset_is_believed_only_when_it_fits(declared: str) -> None:
     """Nor is it ever run."""
     assert decode(b"caf\xe9 \\u0041", declared).text == "café \\u0041"
+
+
+def test_what_declares_itself_is_of_no_older_system() -> None:
+    """A little of UTF-8 and some broken bytes would pass for letters of an old Mac, where every byte is one."""
+    found = decode("yötä vaan.\n".encode() + b"\x8a\t\xe8\xad\xe7", "utf-8")
+    assert found.text.startswith("yötä vaan.")
+    assert found.replaced
 
 
 def test_a_declared_charset_settles_what_detection_cannot() -> None:
