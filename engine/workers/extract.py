@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import mmap
 import os
 import zipfile
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from engine.workers.cutting import Cutter
 from engine.workers.reading import Material
 
 _TEXTS: Final = frozenset(
-    {types.PLAIN, types.CSV, types.TSV, types.XML, types.HTML, "text/markdown", "application/json", "image/svg+xml"}
+    {types.PLAIN, types.CSV, types.TSV, types.XML, types.HTML, types.JSON, "text/markdown", "image/svg+xml"}
 )
 _READERS: Final = {
     types.PDF: "read_pdf",
@@ -37,8 +38,6 @@ _PACKED_DOCUMENTS: Final = (
     "application/vnd.oasis.opendocument.",
     "application/epub+zip",
 )
-#: OLE2 keeps its directory anywhere; of larger files only what lies in the first so many bytes is looked at.
-_OLE_BYTES: Final = 64 << 20
 
 
 class _Reader(Protocol):
@@ -125,9 +124,8 @@ def _type_in(file: BinaryIO, name: str) -> str:
     if media_type == types.ZIP:
         return _zip_type(file)
     if media_type == types.OLE:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        return types.ole_media_type(types.ole_names(file.read(min(size, _OLE_BYTES))))
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return types.ole_media_type(types.ole_names(data))
     return media_type
 
 
@@ -191,7 +189,8 @@ def _reader_for(media_type: str, name: str) -> _Reader:
     elif media_type in _READERS:
         module = _READERS[media_type]
     else:
-        raise StageFailed(Reason.UNSUPPORTED_TYPE, media_type)
+        lie = f" (the name says {types.named_type(name)})" if types.name_lies(name, media_type) else ""
+        raise StageFailed(Reason.UNSUPPORTED_TYPE, media_type + lie)
     return cast(_Reader, importlib.import_module(f"engine.workers.{module}"))
 
 

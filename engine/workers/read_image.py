@@ -6,28 +6,25 @@ much of it is there.
 
 from __future__ import annotations
 
-import os
+import importlib
 import re
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from PIL import ExifTags, Image, ImageChops, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, ImageFile, UnidentifiedImageError, features
 
 from engine.document import Document, Method, Page
 from engine.ports import Place, StageFailed
 from engine.reasons import Reason
+from engine.workers import image_heads
 from engine.workers.reading import Material, ask_memory, told
 
 #: Pixels of one frame. A sheet of A0 at 250 dpi has 98 million; in colour that is 0.3 GB of memory.
 MAX_PIXELS: Final = 100_000_000
-#: Frames of one file; faxes and scans of whole books stay below.
-MAX_FRAMES: Final = 5_000
-#: Passes of a progressive JPEG; programs write about ten.
-MAX_SCANS: Final = 500
 #: Smaller on a side than this is an icon or a spacer: nothing legible fits into it.
 MIN_SIDE: Final = 32
 #: A JPEG that ends early is read when so much of its height is there: a download that broke off at its tail.
@@ -40,6 +37,8 @@ _PIXEL_BYTES: Final = {
 }
 #: Of a WebP: two canvases of its library, what that hands over, and Pillow's own.
 _WEBP_PIXEL_BYTES: Final = 16
+#: Of the pictures that are coded as a film is: its planes, what the library hands over, and Pillow's own.
+_FILM_PIXEL_BYTES: Final = 12
 
 FORMATS: Final = {
     "image/png": ("PNG",),
@@ -48,7 +47,13 @@ FORMATS: Final = {
     "image/webp": ("WEBP",),
     "image/gif": ("GIF",),
     "image/bmp": ("BMP", "DIB"),
+    "image/x-portable-anymap": ("PPM",),
+    "image/avif": ("AVIF",),
+    "image/heic": ("HEIF",),
 }
+#: The first has decoders only (BSD, with libheif and libde265 under the LGPL); the second an encoder under the GPL too.
+_HEIC_PACKAGES: Final = ("pi_heif", "pillow_heif")
+_MAY_MOVE: Final = frozenset({"image/gif", "image/png", "image/webp", "image/avif"})
 #: What Pillow says of the texts and profiles in a PNG that unpack to more than it allows.
 _UNPACKS = re.compile("Decompressed data too large|Too much memory used in text chunks")
 #: What Pillow raises for files that are not what they claim; SyntaxError is its own old way of saying so.
@@ -60,16 +65,16 @@ TROUBLE: Final = (
 
 
 def read(material: Material) -> Document:
-    """A page for every frame of a TIFF, one for all others. Raises StageFailed: damaged, bomb."""
+    """A page for every frame of a TIFF, one for all others. Raises StageFailed: damaged, bomb, unsupported_type."""
     with open_image(material.path, material.media_type, material.place) as image:
-        size = f"{image.width} x {image.height} pixels"
-        if image.info.get("progressive"):
-            _refuse_many_scans(material.path)
+        facts = {"size": f"{image.width} x {image.height} pixels", "date": _date(image)}
+        if image.info.get("progressive") and image.format in FORMATS["image/jpeg"]:
+            image_heads.refuse_many_scans(material.path)
         count = _frame_count(image, material.path) if material.media_type == "image/tiff" else 1
         pages, notes = [], []
         for index in range(count):
             try:
-                pixels, note = _check_frame(image, index, material.place)
+                pixels, note = _check_frame(image, index, material)
             except StageFailed as error:
                 if index == 0 or error.failure.reason is not Reason.DAMAGED:
                     raise
@@ -81,7 +86,8 @@ def read(material: Material) -> Document:
                 Page(number=index + 1, text="", method=Method.NONE, needs_ocr=needs_ocr, pixels=pixels * needs_ocr)
             )
             material.place.progress(index + 1, count)
-        facts = {"size": size, "date": _date(image)}
+        if material.media_type in _MAY_MOVE and _moves(image):
+            notes.append("an animation: only its first picture is read")
     if not material.ocr:
         notes.append(f"{len(pages)} pages were not read: OCR is off")
     return material.document(pages=pages, facts=facts, notes=notes)
@@ -89,9 +95,15 @@ def read(material: Material) -> Document:
 
 @contextmanager
 def open_image(path: Path, media_type: str, place: Place) -> Iterator[Image.Image]:
-    """An image of the named type, not decoded yet. Raises StageFailed: damaged, bomb, out_of_memory."""
+    """An image of the named type, not decoded yet. Raises StageFailed: damaged, bomb, out_of_memory,
+    unsupported_type."""
     if media_type == "image/webp":
         _ask_for_webp(path, place)
+    elif media_type in ("image/heic", "image/avif"):
+        _learn(media_type)
+        # HEIC is read into memory whole.
+        ask_memory(place, path.stat().st_size, "opening the picture")
+    image_heads.refuse_many_blocks(path, media_type)
     Image.MAX_IMAGE_PIXELS = None  # its limit only warns; ours is looked at below, and for every frame
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     with warnings.catch_warnings():
@@ -107,14 +119,17 @@ def open_image(path: Path, media_type: str, place: Place) -> Iterator[Image.Imag
 
 def load_rows(image: Image.Image) -> tuple[Image.Image, bool]:
     """The picture, decoded, and whether it is whole; of a JPEG that ends early the rows that are there, if ENOUGH_ROWS.
+    In a progressive one every row is there from the start, and it is read where that is not too coarse.
 
     Raises what Pillow raises (TROUBLE) for one that is damaged otherwise, or has less.
     """
     try:
         image.load()
     except OSError:
-        # In a progressive one every row is there from the start, however coarse: nothing tells what is missing.
-        if image.format not in FORMATS["image/jpeg"] or image.info.get("progressive"):
+        if image.format not in FORMATS["image/jpeg"]:
+            raise
+        progressive = bool(image.info.get("progressive"))
+        if progressive and not image_heads.is_legible(Path(getattr(image, "filename", ""))):
             raise
         # Pillow keeps this setting for the whole process; nothing else in it decodes a picture meanwhile.
         ImageFile.LOAD_TRUNCATED_IMAGES = True
@@ -122,6 +137,8 @@ def load_rows(image: Image.Image) -> tuple[Image.Image, bool]:
             image.load()
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = False
+        if progressive:
+            return image, False
         rows = _rows_decoded(image)
         if rows < ENOUGH_ROWS * image.height:
             raise
@@ -154,24 +171,16 @@ def _refuse_large(width: int, height: int) -> None:
 
 def _ask_for_webp(path: Path, place: Place) -> None:
     """Its library takes two canvases as soon as it is opened, and calls it damaged where it does not get them; decoded
-    it is there twice more. Its size stands at one of three places (RFC 9649, 2.5 to 2.7). Raises StageFailed."""
-    with open(path, "rb") as file:
-        head = file.read(30).ljust(30, b"\0")
-    match head[12:16]:
-        case b"VP8X":
-            width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
-        case b"VP8L":
-            bits = int.from_bytes(head[21:25], "little")
-            width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-        case _:
-            width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    it is there twice more. Raises StageFailed."""
+    width, height = image_heads.webp_size(path)
     _refuse_large(width, height)
     ask_memory(place, width * height * _WEBP_PIXEL_BYTES, f"decoding {width} x {height} pixels")
 
 
 def decoding_bytes(image: Image.Image) -> int:
     """What Pillow surely takes to decode an image that is open, in its present mode and at its present size."""
-    need = image.width * image.height * _PIXEL_BYTES.get(image.mode, 1)
+    film = image.format in ("AVIF", "HEIF")
+    need = image.width * image.height * (_FILM_PIXEL_BYTES if film else _PIXEL_BYTES.get(image.mode, 1))
     if image.format in FORMATS["image/jpeg"] and image.info.get("progressive"):
         # libjpeg keeps two bytes for every coefficient of the whole picture; of the two colours, mostly a quarter.
         full_width, full_height = getattr(image, "tile", [("", (0, 0, *image.size))])[0][1][2:]
@@ -179,75 +188,92 @@ def decoding_bytes(image: Image.Image) -> int:
     return need
 
 
-def _check_frame(image: Image.Image, index: int, place: Place) -> tuple[int, str]:
-    """The frame's pixels, 0 when nothing legible fits into it, and a note when not all of it is there.
+def _check_frame(image: Image.Image, index: int, material: Material) -> tuple[int, str]:
+    """The frame's pixels, 0 when nothing legible fits into it, and a note when that is so or not all of it is there.
 
     Raises StageFailed.
     """
     seek_frame(image, index)
     width, height = image.size
+    place, what = material.place, f"frame {index + 1}" if index else "the picture"
+    if min(width, height) < MIN_SIDE:
+        pixels, note = 0, f"{what} is too small to hold words: {width} x {height} pixels"
+    elif index and _is_thumbnail(image):
+        pixels, note = 0, f"{what} is a small copy of another"
+    else:
+        pixels, note = width * height, ""
+    # Where nobody will look at the pixels they are not decoded. Its end tells that a JPEG is whole, which is all that
+    # Pillow could tell; the checksums of a PNG tell more than that, in a tenth of the time.
+    if image.format in FORMATS["image/jpeg"] and not material.ocr and image_heads.ends(material.path):
+        return pixels, note
+    if image.format == "PNG" and not material.ocr:
+        try:
+            image.verify()
+        except TROUBLE as error:
+            raise _damaged(error, what) from error
+        return pixels, note
     try:
         # JPEG can be decoded at an eighth of its size, which reads it to the end all the same.
         image.draft("L", (1, 1))
         ask_memory(place, decoding_bytes(image), f"decoding {width} x {height} pixels")
         found, whole = load_rows(image)
     except TROUBLE as error:
-        raise _damaged(error, f"frame {index + 1}" if index else "the picture") from error
-    rows = height * found.height // image.height
-    note = "" if whole else f"partial: the picture ends early, {rows} of its {height} rows are there"
-    return width * height if min(width, height) >= MIN_SIDE else 0, note
+        raise _damaged(error, what) from error
+    if not whole and image.info.get("progressive"):
+        note = "partial: the picture ends early, it is coarser than it was"
+    elif not whole:
+        rows = height * found.height // image.height
+        note = f"partial: the picture ends early, {rows} of its {height} rows are there"
+    return pixels, note
 
 
-def _refuse_many_scans(path: Path) -> None:
-    """Each scan of a progressive JPEG goes over all of its pixels, and can be a few bytes long. Within the data of a
-    scan their mark does not occur (ITU T.81, B.1.1.5). Raises StageFailed(BOMB)."""
-    scans, last = 0, b""
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            scans += (last + block).count(b"\xff\xda")
-            last = block[-1:]
-    if scans > MAX_SCANS:
-        raise StageFailed(Reason.BOMB, f"a picture in {scans} passes; at most {MAX_SCANS}")
+def _learn(media_type: str) -> None:
+    """Have Pillow read the type. Raises StageFailed(UNSUPPORTED_TYPE) where the package that does so is not there."""
+    if media_type == "image/avif":
+        if not features.check("avif"):
+            raise StageFailed(Reason.UNSUPPORTED_TYPE, f"{media_type}: it is read with Pillow 11.3 or later")
+        from PIL import AvifImagePlugin
+
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # a worker has one core
+        return
+    for package in _HEIC_PACKAGES:
+        with suppress(ImportError):
+            plugin: Any = importlib.import_module(package)
+            plugin.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
+            return
+    raise StageFailed(Reason.UNSUPPORTED_TYPE, f"{media_type}: it is read where the package pi-heif is installed")
 
 
-def _has_many_frames(path: Path) -> bool:
-    """Whether a TIFF has more directories than MAX_FRAMES. Pillow, which counts them too, compares each with all."""
-    with open(path, "rb") as file:
-        head = file.read(16)
-        order = "<" if head[:2] == b"II" else ">"
-        large = head[2:4] in (b"+\0", b"\0+")  # BigTIFF: 8 bytes where the others have 2 or 4
-        count, row, place = ("Q", 20, "Q") if large else ("H", 12, "I")
-        try:
-            at = struct.unpack_from(order + place, head, 8 if large else 4)[0]
-            seen: set[int] = set()
-            while at and at not in seen:  # a circle has an end too, and Pillow finds it
-                if len(seen) == MAX_FRAMES:
-                    return True
-                seen.add(at)
-                file.seek(at)
-                rows = struct.unpack(order + count, file.read(struct.calcsize(count)))[0]
-                file.seek(rows * row, os.SEEK_CUR)
-                at = struct.unpack(order + place, file.read(struct.calcsize(place)))[0]
-        except (struct.error, OSError, OverflowError, ValueError):
-            return False  # it ends early, or points nowhere
-    return False
+def _is_thumbnail(image: Image.Image) -> bool:
+    """Of a TIFF, a frame that says that it is another at a lower resolution (TIFF 6.0, NewSubfileType)."""
+    kind = getattr(image, "tag_v2", {}).get(ExifTags.Base.NewSubfileType, 0)
+    return isinstance(kind, int) and bool(kind & 1)
+
+
+def _moves(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except TROUBLE:
+        return False  # what follows the first picture is damaged: nobody looks at it
 
 
 def _frame_count(image: Image.Image, path: Path) -> int:
-    if _has_many_frames(path):
-        raise StageFailed(Reason.BOMB, f"a picture of more than {MAX_FRAMES} frames")
+    if image_heads.has_many_frames(path):
+        raise StageFailed(Reason.BOMB, f"a picture of more than {image_heads.MAX_FRAMES} frames")
     try:
         count = int(getattr(image, "n_frames", 1))
         image.seek(0)
     except TROUBLE as error:
         raise _damaged(error, "the list of frames") from error
-    if count > MAX_FRAMES:
-        raise StageFailed(Reason.BOMB, f"a picture of {count} frames; at most {MAX_FRAMES}")
+    if count > image_heads.MAX_FRAMES:
+        raise StageFailed(Reason.BOMB, f"a picture of {count} frames; at most {image_heads.MAX_FRAMES}")
     return max(1, count)
 
 
 def _date(image: Image.Image) -> str:
     """When a photograph was taken, as ISO 8601 without zone; "" where it is not said."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return ""  # Pillow would decode it all to see whether something stands behind the pixels
     try:
         exif = image.getexif()
         taken = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal) or exif.get(ExifTags.Base.DateTime)

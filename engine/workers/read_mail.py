@@ -27,7 +27,7 @@ from engine.document import MAX_FIELD_CHARS, Document, Page
 from engine.model import Kind
 from engine.ports import Place
 from engine.workers.decoding import decode
-from engine.workers.read_text import html_to_text
+from engine.workers.markup import html_to_text
 from engine.workers.reading import Budget, Material, Parts, ask_memory, base_name, line, tidy
 
 #: Bytes of the header block. The longest honest ones, mailing lists with hundreds of recipients, have some 50 kB.

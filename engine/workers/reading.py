@@ -39,8 +39,12 @@ _CONTROL: Final[dict[int, str | None]] = {
     **dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)),
     **dict.fromkeys((0x0B, 0x0C, 0x85), "\n"),
 }
-_CONTROL_SIGN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+#: The same in UTF-8: those of one byte, and those of two.
+_CONTROL_BYTES: Final = bytes(code for code in (*range(0x20), 0x7F) if code not in (0x09, 0x0A))
+_CONTROL_PAIR = re.compile(rb"\xc2[\x80-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+#: Characters that are looked through at a time.
+_SLICE_CHARS: Final = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,9 +192,18 @@ def clean(text: str) -> str:
     """Text without control characters, lone surrogates and carriage returns."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if not text.isascii():
-        text = _SURROGATE.sub("\ufffd", text)
-    return text.translate(_CONTROL) if _CONTROL_SIGN.search(text) else text
+    if all(_is_clean(text[at : at + _SLICE_CHARS]) for at in range(0, len(text), _SLICE_CHARS)):
+        return text
+    return _SURROGATE.sub("\ufffd", text).translate(_CONTROL)
+
+
+def _is_clean(text: str) -> bool:
+    """Nearly all text is. In bytes, which takes a fifth of what expressions take over letters."""
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        return False
+    return len(data.translate(None, _CONTROL_BYTES)) == len(data) and _CONTROL_PAIR.search(data) is None
 
 
 def line(text: str, limit: int) -> str:

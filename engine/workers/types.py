@@ -9,6 +9,7 @@ import codecs
 import re
 import struct
 from collections.abc import Collection
+from mmap import mmap
 from typing import Final
 
 #: Bytes from the beginning that decide. PDF readers look for their mark in the first 1,024, tar has it at 257.
@@ -27,10 +28,16 @@ HTML: Final = "text/html"
 CSV: Final = "text/csv"
 TSV: Final = "text/tab-separated-values"
 XML: Final = "application/xml"
+JSON: Final = "application/json"
 PLAIN: Final = "text/plain"
-IMAGES: Final = frozenset({"image/png", "image/jpeg", "image/tiff", "image/webp", "image/gif", "image/bmp"})
+IMAGES: Final = frozenset(
+    {
+        *("image/png", "image/jpeg", "image/tiff", "image/webp", "image/gif", "image/bmp", "image/heic", "image/avif"),
+        "image/x-portable-anymap",
+    }
+)
 #: Text whose kind only its name tells: one reader, and no lie when the name says another of them.
-_PLAIN_TEXTS: Final = frozenset({PLAIN, CSV, TSV, XML, "text/markdown", "application/json", "image/svg+xml"})
+_PLAIN_TEXTS: Final = frozenset({PLAIN, CSV, TSV, XML, JSON, "text/markdown", "image/svg+xml"})
 
 _WORD = "application/vnd.openxmlformats-officedocument."
 _BY_ENDING: Final = {
@@ -61,6 +68,10 @@ _BY_ENDING: Final = {
     "webp": "image/webp",
     "gif": "image/gif",
     "bmp": "image/bmp",
+    "heic": "image/heic",
+    "heif": "image/heic",
+    "avif": "image/avif",
+    **dict.fromkeys(("pbm", "pgm", "ppm", "pnm"), "image/x-portable-anymap"),
     "svg": "image/svg+xml",
     "eml": MAIL,
     "mbox": MBOX,
@@ -72,7 +83,7 @@ _BY_ENDING: Final = {
     "tsv": TSV,
     "tab": TSV,
     "xml": XML,
-    "json": "application/json",
+    **dict.fromkeys(("json", "jsonl", "ndjson", "geojson", "ipynb"), JSON),
     "md": "text/markdown",
     "markdown": "text/markdown",
     "txt": PLAIN,
@@ -121,9 +132,6 @@ _MARKS: Final[tuple[tuple[int, bytes, str], ...]] = (
     (4, b"\x11\xaf", "video/x-fli"),
     (4, b"\x12\xaf", "video/x-fli"),
     (0, b"AT&TFORM", "image/vnd.djvu"),
-    (4, b"ftypheic", "image/heic"),
-    (4, b"ftypmif1", "image/heic"),
-    (4, b"ftypavif", "image/avif"),
     (4, b"ftypM4A", "audio/mp4"),
     (4, b"ftypqt", "video/quicktime"),
     (4, b"ftyp", "video/mp4"),
@@ -172,8 +180,17 @@ _MARKS: Final[tuple[tuple[int, bytes, str], ...]] = (
     (60, b"BOOKMOBI", "application/x-mobipocket-ebook"),
     (0, b"\x00\x05\x16\x07", "application/applefile"),
 )
+#: Marks that texts begin with; files with any other have bytes that no text has, soon.
+_MARKS_OF_TEXT: Final = frozenset({b"{\\rtf", b"%!PS", b"!<arch>\n"})
 #: Sizes of the known versions of the header that follows the 14 bytes of the file's own.
 _BMP_HEADERS: Final = frozenset({12, 40, 52, 56, 64, 108, 124})
+#: Brands of the pictures that are kept as films are (ISO/IEC 23008-12, annex B; AV1 Image File Format, 6).
+_STILL_BRANDS: Final = (
+    (frozenset({b"avif", b"avis"}), "image/avif"),
+    (frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}), "image/heic"),
+)
+#: Size and depth of a picture in the raw forms of Netpbm; the forms in ASCII are data rather than pictures.
+_NETPBM = re.compile(rb"P[456](?:\s+|#[^\n]{0,200}\n)+[1-9]\d{0,5}\s+[1-9]\d{0,5}\s")
 _RIFF: Final = {b"WEBP": "image/webp", b"WAVE": "audio/wav", b"AVI ": "video/x-msvideo"}
 
 _BOMS: Final = (
@@ -192,6 +209,9 @@ _NUL_LANES: Final = (
 )
 #: Control bytes that no text has; ESC (0x1b) is in ISO-2022-JP and in logs.
 _NOT_TEXT: Final = bytes(code for code in (*range(9), *range(0x0E, 0x1B), *range(0x1C, 0x20), 0x7F))
+#: But for these, in Korean text of before (ISO-2022-KR, RFC 1557).
+_SHIFTS: Final = b"\x0e\x0f"
+_ASCII_TEXT: Final = bytes((0x09, 0x0A, 0x0D, *range(0x20, 0x7F)))
 
 _FIELD = re.compile(rb"([!-9;-~]{1,60})[ \t]*:")
 _MAIL_FIELDS: Final = frozenset(
@@ -206,6 +226,7 @@ _FROM_LINE = re.compile(
     rb"[\r\n]*From [^\r\n]{0,300}\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) +\d{1,2} +\d{1,2}:\d\d"
     rb"[^\r\n]{0,60}\r?\n[!-9;-~]{1,76}:"
 )
+_JSON_START = re.compile(rb"""(?:\[\s*)?\{\s*"[^"\\\n]{1,200}"\s*:""")
 _COMMENT = re.compile(rb"\A(?:\s|\xef\xbb\xbf|<!--.*?-->|<\?xml.*?\?>)*", re.DOTALL)
 _HTML_START = re.compile(
     rb"<(?:!doctype\s+html|html|head|body|title|meta|link|script|style|table|div|p|h[1-6]|ul|ol|dl|font|center|pre|span)"
@@ -220,7 +241,7 @@ def media_type_of(head: bytes, name: str) -> str:
     Returns ZIP and OLE for the two containers, which `zip_media_type` and `ole_media_type` tell apart, and UNKNOWN for
     bytes that are neither a known type nor text.
     """
-    found = _by_mark(head)
+    found = _by_mark(head, named_type(name))
     if found:
         return found
     if named_type(name) == PDF and re.search(rb"\d obj\b", head):
@@ -288,7 +309,7 @@ def ole_media_type(names: Collection[str]) -> str:
     return OLE
 
 
-def ole_names(data: bytes) -> frozenset[str]:
+def ole_names(data: bytes | mmap) -> frozenset[str]:
     """The names in the directory of an OLE2 file, as far as it can be followed ([MS-CFB] 2.2 to 2.6).
 
     Looks at the sectors that the header's own 109 FAT entries reach, which is the first 7 MB or more; the directory of
@@ -366,16 +387,22 @@ def _is_in_use(sign: str) -> bool:
 _APPLE_SINGLE: Final = b"\x00\x05\x16\x00"
 
 
-def _by_mark(head: bytes) -> str:
+def _by_mark(head: bytes, named: str) -> str:
+    if head[4:8] == b"ftyp" and (still := _still_picture(head)):
+        return still
     for offset, mark, media_type in _MARKS:
         if head.startswith(mark, offset):
-            return media_type
-    if head[:4] == b"RIFF":
+            return "" if mark not in _MARKS_OF_TEXT and _is_plain(head) else media_type
+    if head[:1] == b"P" and _NETPBM.match(head):
+        return "image/x-portable-anymap"
+    if head[:4] == b"RIFF" and not _is_plain(head):
         return _RIFF.get(head[8:12], "application/x-riff")
     if head[:2] == b"BM" and len(head) >= 26 and struct.unpack_from("<I", head, 14)[0] in _BMP_HEADERS:
         return "image/bmp"
     # Adobe's readers accept junk before the mark, and so do we; but not a mail or a text that quotes one.
     at = head.find(b"%PDF-", 0, 1024)
+    if at == 0 and named in _PLAIN_TEXTS and b"obj" not in head and _is_plain(head):
+        return ""
     if at >= 0 and (at == 0 or not head[:at].isascii() or not head[:at].strip()):
         return PDF
     if at > 0 and b" obj" in head[at:] and not _looks_like_mail(head):
@@ -384,12 +411,30 @@ def _by_mark(head: bytes) -> str:
     return "application/applefile" if head.startswith(_APPLE_SINGLE) else ""
 
 
+def _is_plain(head: bytes) -> bool:
+    """Whether a file that begins with the letters of a mark is a text about something else: it has no other bytes."""
+    return not head.translate(None, _ASCII_TEXT)
+
+
+def _still_picture(head: bytes) -> str:
+    """By the brands that a file says it keeps to: its own, then those that it is compatible with."""
+    size = min(int.from_bytes(head[:4], "big"), 256)
+    brands = [head[8:12], *(head[at : at + 4] for at in range(16, size - 3, 4))]
+    for known, media_type in _STILL_BRANDS:
+        if brands[0] in known - {b"mif1", b"msf1"}:
+            return media_type
+    if brands[0] in (b"mif1", b"msf1"):
+        return next((media_type for known, media_type in _STILL_BRANDS if known.intersection(brands)), "")
+    return ""
+
+
 def _as_text(head: bytes, name: str) -> bytes | None:
     """The head as bytes in an ASCII-compatible form, or None when it is no text."""
     encoding = encoding_of_start(head)
     if encoding:
         return head.decode(encoding, "ignore").encode("utf-8", "ignore")
-    controls = len(head) - len(head.translate(None, _NOT_TEXT))
+    shifts = _SHIFTS if b"\x1b$)C" in head else b""
+    controls = len(head) - len(head.translate(None, _NOT_TEXT)) - sum(map(head.count, shifts))
     # Some exports have stray NULs between the fields; anything denser is data.
     if controls > len(head) // 50 and not (b"\0" in head and _is_text_with_nuls(head, name)):
         return None
@@ -425,7 +470,7 @@ def _kind_of_text(text: bytes, name: str) -> str:
         return MAIL
     if said in _PLAIN_TEXTS:
         return said
-    return _table(text) or PLAIN
+    return JSON if _JSON_START.match(start) else _table(text) or PLAIN
 
 
 def _leading(text: bytes) -> int:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from engine.ports import StageFailed
 from engine.reasons import Reason
-from engine.workers import read_docx, read_event, read_image, read_mail, read_pdf, read_text, reading
+from engine.workers import image_heads, markup, read_docx, read_event, read_mail, read_pdf, reading
 from engine.workers.archive import open_archive
 from engine.workers.ocr import open_stage
 from engine.workers.reading import tidy
@@ -270,10 +270,10 @@ def test_frames_and_passes_of_a_picture_are_counted_without_pillow(
         path.write_bytes(encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:], **saving))
         assert path.read_bytes()[:2] == order.encode()
         for bound, many in ((3, True), (4, False)):
-            monkeypatch.setattr(read_image, "MAX_FRAMES", bound)
-            assert read_image._has_many_frames(path) is many
+            monkeypatch.setattr(image_heads, "MAX_FRAMES", bound)
+            assert image_heads.has_many_frames(path) is many
     path.write_bytes(bombs.tiff(3, 40, 40, loop=True))
-    assert not read_image._has_many_frames(path)  # in a circle each counts once
+    assert not image_heads.has_many_frames(path)  # in a circle each counts once
     few, most = bombs.many_scans(64, 64, 1), bombs.many_scans(64, 64, 600)
     assert desk.read(few, "a.jpg").pages[0].needs_ocr
     assert desk.refusal(most, "a.jpg") == (Reason.BOMB, "a picture in 605 passes; at most 500")
@@ -295,14 +295,14 @@ def test_blanks_are_tidied_as_ever_but_in_one_pass() -> None:
 
 def test_a_comment_that_never_ends_is_left_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long ones go, closed or not, wherever they begin; short ones are left to the parser."""
-    monkeypatch.setattr(read_text, "_COMMENT_CHARS", 10)
-    for markup, left in (
+    monkeypatch.setattr(markup, "_COMMENT_CHARS", 10)
+    for given, left in (
         ("a<!-- -->b", "a<!-- -->b"),
         ("a<!-- 1234567890 -->b<!-- 1 -->c<!-- 1234567890 -->d", "ab<!-- 1 -->cd"),
         ("a<!-- <!-- <!-- <!-- <!-- <!--", "a"),
         ("a<!-- 1", "a<!-- 1"),
     ):
-        assert read_text._without_long_comments(markup) == left
+        assert markup._without_long_comments(given) == left
 
 
 def test_abbreviations_that_never_end_are_looked_for_once(desk: Desk) -> None:
@@ -328,11 +328,16 @@ def test_breaks_and_empty_paragraphs_take_no_room(desk: Desk) -> None:
     table = b"<w:tbl>" + b"<w:tr><w:tc><w:p/></w:tc></w:tr>" * 500 + b"</w:tbl>"
     docx = bombs.docx([words[0], b"<w:p/>" * 2_000, table, words[1]])
     assert text_of(desk.read(docx, "a.docx")) == "one\n\ntwo"
-    page, story = read_text._Page(100), read_docx._Story(100)
-    page.keep("one")
+    page, story = markup._Page(100), read_docx._Story(100)
+    page.data("one")
     for _ in range(1_000):
         page.start("p", {})
         page.start("br", {})
         story.start(f"{read_docx._WORD_SPACES[0]}p", {})
         story.end(f"{read_docx._WORD_SPACES[0]}p")
     assert len(page._pieces) == len(story._frames[0].pieces) == 2
+    page.start("li", {})
+    for _ in range(1_000):
+        page.data(" ")
+        page.start("p", {})  # beside its bullet it breaks no line
+    assert len(page._pieces) == 3

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from engine.model import Kind
 from engine.ports import StageFailed
 from engine.reasons import Reason
 from engine.workers import extract, types
+from tests import bombs
+from tests.files import mail
 from tests.unit.extraction import Desk, drawing, encoded, ole_of, pdf_of, text_of, zip_of
 
 
@@ -136,6 +139,112 @@ def test_a_name_that_lies_is_noted(desk: Desk) -> None:
     assert document.media_type == "image/png"
     assert "the name says application/pdf, the content is image/png" in document.notes
     assert not desk.read(b"plain", "a.log").notes
+
+
+HTML = b"<html><body><table><tr><td>heron</td><td>mill</td></tr></table></body></html>"
+ROWS = b"heron,mill,river\n1,2,3\n4,5,6\n7,8,9\n"
+WEB_ARCHIVE = b"MIME-Version: 1.0\r\nContent-Type: multipart/related; boundary=x\r\n\r\n--x\r\n"
+WEB_ARCHIVE += b"Content-Type: text/html\r\n\r\n<p>heron</p>\r\n--x--\r\n"
+NO_TYPE = "binary content of no known type; the name says text/plain"
+WORKBOOK = b'<?xml version="1.0"?>\n<?mso-application progid="Excel.Sheet"?>\n<Workbook><Data>heron</Data></Workbook>'
+
+
+def _docx() -> bytes:
+    return bombs.docx([b"<w:p><w:r><w:t>heron</w:t></w:r></w:p>"])
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "media_type"),
+    [
+        ("a.doc", lambda: HTML, types.HTML),
+        ("a.doc", _docx, types.DOCX),
+        ("a.doc", lambda: WEB_ARCHIVE, types.MAIL),
+        ("a.pdf", lambda: b"\r\n<!DOCTYPE html>" + HTML, types.HTML),
+        ("a.pdf", _docx, types.DOCX),
+        ("a.docx", lambda: pdf_of("heron"), types.PDF),
+        ("a.xls", lambda: HTML, types.HTML),
+        ("a.xls", lambda: ROWS, types.CSV),
+        ("a.xls", lambda: ROWS.replace(b",", b"\t"), types.TSV),
+        ("a.xls", lambda: WORKBOOK, types.XML),
+        ("a.txt", lambda: mail("heron", "heron"), types.MAIL),
+        ("a.txt", lambda: pdf_of("heron"), types.PDF),
+        ("a.txt", lambda: HTML, types.HTML),
+        ("a.msg", lambda: mail("heron", "heron"), types.MAIL),
+        ("a.jpg", lambda: b"heron\n", types.PLAIN),
+        ("a.docx", lambda: b"heron", types.PLAIN),
+        ("a.ics", lambda: b"heron\n", types.PLAIN),
+    ],
+)
+def test_what_is_called_something_else_is_read_as_what_it_is(
+    desk: Desk, name: str, make: Callable[[], bytes], media_type: str
+) -> None:
+    """The word in it is found, the type stands in the result, and a note says what the name had promised."""
+    document = desk.read(make(), name)
+    assert "heron" in text_of(document)
+    assert document.media_type == desk.result["media_type"] == media_type
+    assert document.notes[0] == f"the name says {types.named_type(name)}, the content is {media_type}"
+
+
+@pytest.mark.parametrize(
+    ("name", "file_format"),
+    [("a.jpg", "PNG"), ("a.jpg", "WEBP"), ("a.png", "JPEG"), ("a.heic", "JPEG"), ("a.pdf", "TIFF")],
+)
+def test_pictures_change_their_names_most(desk: Desk, name: str, file_format: str) -> None:
+    """Web pages and telephones call them what they like."""
+    document = desk.read(encoded(drawing("x"), file_format), name)
+    said, found = types.named_type(name), f"image/{file_format.lower()}"
+    assert document.notes == (f"the name says {said}, the content is {found}",)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "text"),
+    [
+        ("a.csv", ROWS.replace(b",", b"\t"), "heron | mill | river"),
+        ("a.csv", "Ärger;Größe\n1;2\n3;4\n".encode("utf-16"), "Ärger | Größe"),
+        ("a.txt", "heron über dem Fluss\n".encode("utf-16"), "heron über dem Fluss"),
+        ("a.html", "<html><body>Größe</body></html>".encode("utf-16"), "Größe"),
+        ("a", b"heron\n", "heron"),
+        ("README", b"heron", "heron"),
+        ("a.unknown", b"heron", "heron"),
+        ("", HTML, "heron | mill"),
+        ("a", pdf_of("heron"), "heron"),
+        ("a", b"junk " * 150 + pdf_of("heron"), "heron"),
+        ("a.pdf", b"HTTP/1.1 200 OK\r\nContent-Type: application/pdf\r\n\r\n" + pdf_of("heron"), "heron"),
+        ("a.pdf", bytes(900) + pdf_of("heron"), "heron"),
+        ("a.txt", b"x", "x"),
+        ("", b"x", "x"),
+        ("a.json", b"{", "{"),
+        ("a.txt", b"\xe9", "é"),
+        ("a.txt", b"\n", ""),
+    ],
+)
+def test_what_the_name_leaves_open_the_content_says(desk: Desk, name: str, data: bytes, text: str) -> None:
+    """No ending, junk before the mark, one byte, tabs in a CSV: no lie, and read."""
+    document = desk.read(data, name)
+    assert text_of(document).strip().startswith(text)
+    assert not any("name says" in note for note in document.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason", "detail"),
+    [
+        ("a.doc", b"{\\rtf1 hello}", Reason.UNSUPPORTED_TYPE, "application/rtf (the name says application/msword)"),
+        ("a.rtf", b"{\\rtf1 hello}", Reason.UNSUPPORTED_TYPE, "application/rtf"),
+        ("a.docx", zip_of({"a.txt": "x"}), Reason.UNSUPPORTED_TYPE, f"application/zip (the name says {types.DOCX})"),
+        (
+            "a.txt",
+            bytes(range(256)) * 9,
+            Reason.UNKNOWN_TYPE,
+            "binary content of no known type; the name says text/plain",
+        ),
+        ("a.txt", b"\0", Reason.UNKNOWN_TYPE, NO_TYPE),
+    ],
+)
+def test_what_is_not_read_says_both_types(desk: Desk, name: str, data: bytes, reason: Reason, detail: str) -> None:
+    """What it is, and what its name had promised."""
+    found, said = desk.refusal(data, name)
+    assert found is reason
+    assert said.startswith(detail)
 
 
 def test_the_word_of_a_source_decides_between_texts(desk: Desk) -> None:

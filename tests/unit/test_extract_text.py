@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import random
+import re
 from pathlib import Path
 
 import pytest
 
 from engine.reasons import Reason
+from engine.workers import markup
 from engine.workers.decoding import decode
+from engine.workers.reading import clean
 from tests.unit.extraction import Desk, text_of
 
 SAMPLES = {
@@ -21,6 +26,22 @@ SAMPLES = {
 }
 #: Two or three sentences each, in the encodings in which they were written before UTF-8.
 LEGACY = [
+    (("cp850", "mac_roman"), "Le client a été prévenu, la réponse arrivera à la fin de la semaine. L'été est là."),
+    (("cp850",), "Für die Übersendung der Unterlagen danken wir. Größe und Maße stehen darin."),
+    (("cp1252",), "De waarde ‘’ is niet toegestaan. Probeer ‘’ opnieuw, of kies een andere waarde uit de lijst."),
+    (("cp1252",), "Det skal væ"),
+    (("cp1252",), "Aujourd’hui."),
+    (("cp852",), "Vážení kolegové, schůzka se koná zítra v deset hodin. Prosíme o včasný příchod."),
+    (
+        ("cp1250", "iso8859_2"),
+        "Sastanak će biti sutra u deset sati. Ako ne možete doći, molimo da se javite.",
+    ),
+    (("cp1250",), "Vă rugăm să nu întârziaţi la şedinţa de mâine."),
+    (("cp1250", "iso8859_2"), "Pagină inexistentă. Nu este gol."),
+    (("cp1250", "iso8859_2"), "Broj stranice je manji od 1. Moguće je da nije dobar."),
+    (("cp1257",), "Gerbiami kolegos, rytoj dešimtą valandą įvyks susirinkimas. Prašome nevėluoti."),
+    (("cp1257",), "Cienījamie kolēģi, rīt desmitos notiks sanāksme. Lūdzam nekavēties."),
+    (("cp1253", "iso8859_7"), "Άδεια λίστα. Άνω και κάτω, Αγαπητοί συνάδελφοι, αύριο θα γίνει η συνάντηση."),
     (
         ("cp1252", "latin-1"),
         "Für die Übersendung der Unterlagen danken wir. Größe und Maße stehen darin. Schöne Grüße!",
@@ -79,6 +100,20 @@ def test_an_encoding_that_says_itself_is_no_guess(desk: Desk) -> None:
     assert not desk.read(SAMPLES["japanese"].encode(), "a.txt").notes
 
 
+def test_an_encoding_of_escapes_is_read_in_all_its_forms(desk: Desk) -> None:
+    """Narrow letters, Korean, and signs that Windows put where there are none: those are replaced, not all the rest."""
+    text = "ｶﾅ " + SAMPLES["japanese"]
+    assert text_of(desk.read(text.encode("iso2022_jp_ext"), "a.txt")) == text
+    assert decode(text.encode("iso2022_jp_ext"), "ISO-2022-JP").text == text
+    korean = "안녕하세요, 내일 오전 열 시에 회의가 있습니다."
+    assert text_of(desk.read(korean.encode("iso2022_kr"), "a.txt")) == korean
+    data = SAMPLES["japanese"].encode("iso2022_jp") + b"\x1b$B-!2q5D\x1b(B"
+    for found in (decode(data), decode(data, "iso-2022-jp")):
+        assert found.text.startswith(SAMPLES["japanese"])
+        assert found.text.endswith("会議")
+        assert (found.replaced, found.guessed) == (True, False)
+
+
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("language", SAMPLES)
 def test_utf16_without_a_mark_is_read_in_every_script(desk: Desk, language: str, encoding: str) -> None:
@@ -124,6 +159,13 @@ def test_a_declared_charset_is_believed_only_when_it_fits(declared: str) -> None
     assert decode(b"caf\xe9 \\u0041", declared).text == "café \\u0041"
 
 
+def test_what_declares_itself_is_of_no_older_system() -> None:
+    """A little of UTF-8 and some broken bytes would pass for letters of an old Mac, where every byte is one."""
+    found = decode("yötä vaan.\n".encode() + b"\x8a\t\xe8\xad\xe7", "utf-8")
+    assert found.text.startswith("yötä vaan.")
+    assert found.replaced
+
+
 def test_a_declared_charset_settles_what_detection_cannot() -> None:
     """Short words fit many encodings."""
     assert decode("会議".encode("euc_jp"), "EUC-JP").text == "会議"
@@ -139,6 +181,100 @@ def test_rows_of_a_table_are_lines_of_cells(desk: Desk, delimiter: str) -> None:
         "Ann | Ulm Donau | 3",
         "Bob | Bonn | 4",
     ]
+
+
+@pytest.mark.parametrize("first", ["sep=;\r\n", '"sep=;"\n', "SEP=;\n"])
+def test_a_table_may_say_what_parts_its_cells(desk: Desk, first: str) -> None:
+    """As Excel reads it; the line itself is no row."""
+    assert text_of(desk.read(f"{first}a, b;c\nd, e;f\n".encode(), "a.csv")).splitlines() == ["a, b | c", "d, e | f"]
+
+
+def test_what_json_escapes_is_found(desk: Desk) -> None:
+    """Letters beyond ASCII, which many programs write as numbers, and breaks, which would stick to words."""
+    texts = {language: f"{text}\n\t\U0001f600" for language, text in SAMPLES.items()}
+    for name in ("a.json", "a", "a.ipynb"):
+        document = desk.read(json.dumps([texts, "a\\b/c"]).encode(), name)
+        assert document.media_type == "application/json"
+        for text in texts.values():
+            assert text in text_of(document)
+        assert "a\\b/c" in text_of(document)
+    broken = rb'{"a": "\ud83d \ude00 \u00e9t\u00e9 \x \u12'
+    assert text_of(desk.read(broken, "a.json")) == '{"a": "\ufffd \ufffd été \\x \\u12'
+    assert text_of(desk.read(rb"C:\new\u00e9", "a.txt")) == r"C:\new\u00e9"
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding"),
+    [
+        ("iso-8859-8-i", "cp1255"),
+        ("windows-874", "cp874"),
+        ("x-sjis", "cp932"),
+        ("Windows-31J", "cp932"),
+        ("gb_2312-80", "gb18030"),
+        ("ks_c_5601-1989", "cp949"),
+        ("x-cp1251", "cp1251"),
+        ("x-mac-roman", "mac_roman"),
+        ("utf8", "utf-8"),
+        ("utf-16", "utf-8"),
+        ("UTF-16LE", "utf-8"),
+    ],
+)
+def test_a_web_page_calls_its_encoding_what_the_web_does(desk: Desk, declared: str, encoding: str) -> None:
+    """Python knows fewer names; and what can be read as ASCII is no UTF-16."""
+    word = {"cp1255": "שלום", "cp874": "ไทย", "cp932": "会議", "gb18030": "会议", "cp949": "회의", "cp1251": "мир"}
+    page = f'<html><head><meta charset="{declared}"></head><body><p>{word.get(encoding, "été")}</p></body></html>'
+    document = desk.read(page.encode(encoding), "a.html")
+    assert text_of(document).strip() == word.get(encoding, "été")
+    assert not document.notes
+
+
+@pytest.mark.parametrize(
+    ("page", "shown"),
+    [
+        ("<ul><li><p>one</p><p>two</p></li><li>three</li></ul>", "- one\n\ntwo\n\n- three"),
+        ("a<br>b<br><br>c", "a\nb\n\nc"),
+        ("<pre>a  b\n  c</pre>d", "a  b\n  c\n\nd"),
+        ("<table><tr><td><p>a</p><p>b</p></td><td>c</td></tr></table>", "a b | c"),
+        ("<table><tr><td><h1>a</h1><p>b</p></td></tr></table>", "a\n\nb"),
+        (f"<table><tr><td><p>a</p><p>{'b ' * 1500}</p></td><td>c</td></tr></table>", f"a\n\n{'b ' * 1499}b | c"),
+        ("<table><tr><td>a<table><tr><td>b</td><td>c</td></tr></table></td></tr></table>", "a\n\nb | c"),
+        ("<button>Send</button> <input type=submit value=Go><input type=hidden value=x><input placeholder=Name>", None),
+        ("<textarea>typed</textarea><select><option>x</select>", "typed"),
+        ("<svg><title>x</title><desc>x</desc><style>x</style><text>one</text><text>two</text></svg>", "one\ntwo"),
+        ("<math><mi>a</mi><annotation>x</annotation></math>", "a"),
+        ("<video>x</video><canvas>x</canvas><object>x</object><template>x</template><!-- x -->b", "b"),
+        ("<a href=x>link</a>&nbsp;&amp;&eacute;&#x4e2d;&lt;b&gt;", "link &é中<b>"),
+        ("<p>x<sup>2</sup>, <b>bo</b>ld</p>", "x2, bold"),
+        ("<dl><dt>term<dd>what it is</dl>", "term\nwhat it is"),
+        ("a\x01\x02b\x03c" + "d" * 200, "abc" + "d" * 200),
+    ],
+)
+def test_lines_stand_where_a_browser_breaks_them(desk: Desk, page: str, shown: str | None) -> None:
+    """Words whole, paragraphs apart, fields of a row together, columns of a page as paragraphs."""
+    shown = "Send Go Name" if shown is None else shown
+    assert text_of(desk.read(f"<html><body>{page}</body></html>".encode(), "a.html")).strip() == shown
+
+
+def test_a_page_in_pieces_is_the_same_page(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the parser is fed."""
+    page = (
+        f"<html><body>{'<p>one  <b>two</b> three</p><pre>a  b</pre><ul><li>x <li> y</ul> ' * 40}</body></html>".encode()
+    )
+    whole = text_of(desk.read(page, "a.html"))
+    for size in (1, 7, 50):
+        monkeypatch.setattr(markup, "_FEED_CHARS", size)
+        assert text_of(desk.read(page, "a.html")) == whole
+
+
+def test_text_is_cleaned_as_sign_by_sign() -> None:
+    """Every character by itself, and any mixture: control characters go, breaks stay."""
+    kept = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A))
+    table: dict[int, str | None] = {**kept, **dict.fromkeys((0x0B, 0x0C, 0x0D, 0x85), "\n")}
+    signs = [chr(code) for code in (*range(0x300), *range(0xD7F0, 0xE010), 0x1F600)]
+    luck = random.Random(5)
+    for text in (*signs, *("".join(luck.choices(signs, k=9)) for _ in range(3000))):
+        plain = re.sub("[\ud800-\udfff]", "\ufffd", text.replace("\r\n", "\n")).translate(table)
+        assert clean(text) == plain
 
 
 def test_a_web_page_is_its_words(desk: Desk) -> None:

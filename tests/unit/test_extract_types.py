@@ -57,6 +57,41 @@ def test_the_content_says_what_it_is(head: bytes, name: str, expected: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "image/heic"),
+        (b"\0\0\0\x18ftypheix\0\0\0\0mif1heix", "image/heic"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "image/heic"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "image/avif"),
+        (b"\0\0\0\x14ftypmif1\0\0\0\0mif1avif", "image/heic"),
+        (b"\0\0\0\x1cftypavis\0\0\0\0avifmsf1", "image/avif"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0mp41avif", "video/mp4"),
+        (b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", "video/quicktime"),
+        (b"P6\n# CREATOR: a camera\n640 480\n255\n\0\0", "image/x-portable-anymap"),
+        (b"P4 64 40\n\0\0", "image/x-portable-anymap"),
+        (b"P6 is the last of six.\n", types.PLAIN),
+    ],
+)
+def test_still_pictures_are_told_from_films_and_words(head: bytes, expected: str) -> None:
+    """HEIC, AVIF and films are kept in one container, and say what they are by its brands."""
+    assert types.media_type_of(head, "") == expected
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["MZ", "ID3", "OTTO", "BZh", "wOFF", "RIFF", "OggS", "MThd", "GIF89a", "DDS ", "fLaC", "ttcf", "BLP1", "#!AMR"],
+)
+def test_a_text_that_begins_with_the_letters_of_a_mark_is_a_text(word: str) -> None:
+    """Files with such a mark have other bytes soon. What says that it is a PDF is one, but in a text of that name."""
+    text = f"{word} is how it begins.\n".encode()
+    assert types.media_type_of(text, "a.txt") == types.PLAIN
+    assert types.media_type_of(text + b"\0\1", "a.txt") != types.PLAIN
+    assert types.media_type_of(b"%PDF-1.4 is the mark of a PDF.\n", "a.txt") == types.PLAIN
+    assert types.media_type_of(b"%PDF-1.4\n", "a.pdf") == types.PDF
+    assert types.media_type_of(b"%PDF-1.4\n1 0 obj<<>>endobj\n", "a.txt") == types.PDF
+
+
+@pytest.mark.parametrize(
     ("entries", "mimetype", "expected"),
     [
         ({"[Content_Types].xml", "word/document.xml"}, b"", types.DOCX),
