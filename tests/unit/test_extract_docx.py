@@ -73,8 +73,8 @@ def test_paragraphs_and_tables_come_in_their_order(desk: Desk) -> None:
     assert lines == [
         "Mills",
         "before the table",
-        "cell 0 | cell 1 | cell 2",
-        "cell 3 | cell 4 | cell 5",
+        "cell 0\tcell 1\tcell 2",
+        "cell 3\tcell 4\tcell 5",
         "after the table",
     ]
 
@@ -122,18 +122,16 @@ def test_headers_and_footers_are_read_once(desk: Desk) -> None:
 
 
 def test_notes_and_comments_are_read_after_the_body(desk: Desk) -> None:
-    """Footnotes, endnotes, and comments with their author."""
+    """Footnotes, endnotes and comments; who wrote these is a fact. No word is added."""
     data = package(
         paragraph("body"),
         footnotes=f'<w:footnotes {W}><w:footnote w:id="1">{paragraph("a foot note")}</w:footnote></w:footnotes>',
         endnotes=f'<w:endnotes {W}><w:endnote w:id="1">{paragraph("an end note")}</w:endnote></w:endnotes>',
         comments=f'<w:comments {W}><w:comment w:author="Ann">{paragraph("not so")}</w:comment></w:comments>',
     )
-    text = text_of(desk.read(data, "a.docx"))
-    assert text.startswith("body\n")
-    assert "Footnotes:\na foot note" in text
-    assert "Endnotes:\nan end note" in text
-    assert "Comments:\nAnn: not so" in text
+    document = desk.read(data, "a.docx")
+    assert text_of(document) == "body\n\na foot note\n\nan end note\n\nnot so"
+    assert document.facts["comments by"] == "Ann"
 
 
 def test_a_text_box_is_read_once_and_after_its_paragraph(desk: Desk) -> None:
