@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Final, Protocol, cast
 
-from engine.document import MAX_TEXT_CHARS, Document
+from engine.document import MAX_TEXT_BYTES, Document
 from engine.model import Kind
 from engine.ports import Place, StageFailed
 from engine.reasons import Reason
@@ -50,14 +50,14 @@ CUT_CHARS: Final = 500_000
 
 
 def open_stage(options: Mapping[str, Any]) -> ExtractStage:
-    """Options: {"ocr": pages without text may be sent to OCR, "max_text_chars": of one document (optional),
+    """Options: {"ocr": pages without text may be sent to OCR, "max_text_bytes": of one document (optional),
     "cut": as those of the stage `chunk`, where documents are to be cut at once (optional),
     "cut_unread": those too that have pages without text, since nobody will read them}."""
-    limit = int(options.get("max_text_chars") or MAX_TEXT_CHARS)
+    limit = int(options.get("max_text_bytes") or MAX_TEXT_BYTES)
     cut = options.get("cut")
     return ExtractStage(
         ocr=bool(options.get("ocr", True)),
-        max_text_chars=min(limit, MAX_TEXT_CHARS),
+        max_text_bytes=min(limit, MAX_TEXT_BYTES),
         cutter=Cutter(str(cut["measure"]), int(cut["max_tokens"])) if cut else None,
         cut_unread=bool(options.get("cut_unread")),
     )
@@ -66,9 +66,9 @@ def open_stage(options: Mapping[str, Any]) -> ExtractStage:
 class ExtractStage:
     """Nothing is loaded until an item asks for it."""
 
-    def __init__(self, *, ocr: bool, max_text_chars: int, cutter: Cutter | None, cut_unread: bool) -> None:
+    def __init__(self, *, ocr: bool, max_text_bytes: int, cutter: Cutter | None, cut_unread: bool) -> None:
         self._ocr = ocr
-        self._max_text_chars = max_text_chars
+        self._max_text_bytes = max_text_bytes
         self._cutter, self._cut_unread = cutter, cut_unread
 
     def run(self, order: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
@@ -95,7 +95,7 @@ class ExtractStage:
             kind=kind,
             prefix=prefix,
             ocr=self._ocr,
-            max_text_chars=self._max_text_chars,
+            max_text_bytes=self._max_text_bytes,
             place=place,
             journal=bool(order.get("journal")),
             skip=frozenset(order.get("skip") or ()),

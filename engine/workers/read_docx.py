@@ -112,7 +112,7 @@ def read(material: Material) -> Document:
         refuse_bombs(archive)
         package = _Package(archive, material.place.progress)
         main, links = package.main_part()
-        budget = Budget(limit=material.max_text_chars)
+        budget = Budget(limit=material.max_text_bytes)
         notes: list[str] = []
         authors: dict[str, None] = {}
         stories = [package.story(main, budget, authors)]
@@ -135,7 +135,7 @@ def read(material: Material) -> Document:
         facts = package.properties()
         parts = _files(archive, links, material)
     facts["comments by"] = ", ".join(authors)
-    text = "\n\n".join(filter(None, stories))[: material.max_text_chars]
+    text = budget.joined(stories)
     return material.document(
         title=facts.pop("title", ""),
         pages=[Page(number=0, text=text)],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from lxml import etree
 from engine.document import Document, Page
 from engine.ports import StageFailed
 from engine.reasons import Reason
+from engine.sizes import format_size
 from engine.workers import types
 from engine.workers.decoding import decode_stream
 from engine.workers.reading import Budget, Material, line, tidy
@@ -53,17 +55,17 @@ _BLOCKS: Final = _PARAGRAPHS | {
 
 def read(material: Material) -> Document:
     """A document of one page, number 0. Raises StageFailed(BOMB) for XML whose entities multiply."""
-    budget = Budget(limit=material.max_text_chars)
+    budget = Budget(limit=material.max_text_bytes)
     markup = material.media_type in (types.HTML, types.XML, "image/svg+xml")
-    limit = material.max_text_chars * (_MARKUP_FACTOR if markup else 1)
+    limit = material.max_text_bytes * (_MARKUP_FACTOR if markup else 1)
     with open(material.path, "rb") as file:
-        head = file.read(4096)
+        head, size = file.read(4096), os.fstat(file.fileno()).st_size
         found = decode_stream(file, limit_chars=limit, declared=_declared(head) if markup else "")
     title, notes, report = "", [], material.place.progress
     if markup:
         title, text = (html_to_text if material.media_type == types.HTML else _xml_to_text)(found.text, budget, report)
         if found.cut:
-            notes.append(f"the markup was cut at {limit} characters")
+            notes.append(f"partial: the markup was cut at {limit} characters")
     elif material.media_type in (types.CSV, types.TSV):
         text = budget.take(_rows(found.text, material))
     else:
@@ -72,7 +74,7 @@ def read(material: Material) -> Document:
     return material.document(
         title=title,
         pages=[Page(number=0, text=text)],
-        notes=[*found.notes(), *notes, *budget.notes()],
+        notes=[*found.notes(), *notes, *budget.notes(f"the file has {format_size(size)}")],
     )
 
 
