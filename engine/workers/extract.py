@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, BinaryIO, Final, Protocol, cast
 
 from engine.document import MAX_TEXT_BYTES, Document
@@ -37,6 +39,13 @@ _PACKED_DOCUMENTS: Final = (
     "application/vnd.oasis.opendocument.",
     "application/epub+zip",
 )
+#: A package whose folders have other names than those that programs give them: it says itself what its main part is.
+_PACKAGE: Final = "application/vnd.openxmlformats-package"
+_WORD_PART: Final = re.compile(
+    rb"wordprocessingml\.(document|template)\.main|ms-word\.(document|template)\.macroEnabled"
+)
+#: Some hundred bytes for each part.
+_CONTENT_TYPES_BYTES: Final = 1 << 20
 #: OLE2 keeps its directory anywhere; of larger files only what lies in the first so many bytes is looked at.
 _OLE_BYTES: Final = 64 << 20
 
@@ -83,24 +92,27 @@ class ExtractStage:
         path = place.inbox / str(order["file"])
         name, prefix = str(order.get("name") or ""), str(order["prefix"])
         kind = Kind(order.get("kind") or Kind.FILE)
-        with open(path, "rb") as file:
-            media_type = _as_the_source_says(kind, _type_in(file, name))
+        with ExitStack() as held:
+            file = held.enter_context(open(path, "rb"))
+            found, archive = _type_in(file, name, held)
+            media_type = _as_the_source_says(kind, found)
             if kind is Kind.FILE and media_type == types.MAIL and _is_mailbox(file, name):
                 media_type = types.MBOX
-        reader = _reader_for(media_type, name)
-        material = Material(
-            path=path,
-            name=name,
-            media_type=media_type,
-            kind=kind,
-            prefix=prefix,
-            ocr=self._ocr,
-            max_text_bytes=self._max_text_bytes,
-            place=place,
-            journal=bool(order.get("journal")),
-            skip=frozenset(order.get("skip") or ()),
-        )
-        document = _noted(reader.read(material), name)
+            reader = _reader_for(media_type, name)
+            material = Material(
+                path=path,
+                name=name,
+                media_type=media_type,
+                kind=kind,
+                prefix=prefix,
+                ocr=self._ocr,
+                max_text_bytes=self._max_text_bytes,
+                place=place,
+                archive=archive,
+                journal=bool(order.get("journal")),
+                skip=frozenset(order.get("skip") or ()),
+            )
+            document = _noted(reader.read(material), name)
         written = f"{prefix}.document.json"
         data = json.dumps(document.to_json(), ensure_ascii=False, separators=(",", ":"))
         (place.outbox / written).write_text(data, encoding="utf-8")
@@ -117,29 +129,32 @@ class ExtractStage:
         return result
 
 
-def _type_in(file: BinaryIO, name: str) -> str:
+def _type_in(file: BinaryIO, name: str, held: ExitStack) -> tuple[str, zipfile.ZipFile | None]:
+    """(type, the ZIP container that it is, open for as long as `held`)."""
     head = file.read(types.HEAD_BYTES)
     if not head:
         raise StageFailed(Reason.EMPTY, "the file has 0 bytes")
     media_type = types.media_type_of(head, name)
     if media_type == types.ZIP:
-        return _zip_type(file)
+        return _zip_type(file, held)
     if media_type == types.OLE:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        return types.ole_media_type(types.ole_names(file.read(min(size, _OLE_BYTES))))
-    return media_type
+        return types.ole_media_type(types.ole_names(file.read(min(size, _OLE_BYTES)))), None
+    return media_type, None
 
 
-def _zip_type(file: BinaryIO) -> str:
+def _zip_type(file: BinaryIO, held: ExitStack) -> tuple[str, zipfile.ZipFile]:
     """Raises StageFailed: damaged; bomb, also for documents that are not read: whoever opens them should know."""
     from engine.workers.archive import open_archive, refuse_bombs
 
-    with open_archive(file) as archive:
-        media_type = types.zip_media_type(frozenset(archive.namelist()), _mimetype(archive))
-        if media_type.startswith(_PACKED_DOCUMENTS):
-            refuse_bombs(archive)
-        return media_type
+    archive = held.enter_context(open_archive(file))
+    media_type = types.zip_media_type(frozenset(archive.namelist()), _beginning(archive, "mimetype", 100))
+    if media_type == _PACKAGE and _WORD_PART.search(_beginning(archive, "[Content_Types].xml", _CONTENT_TYPES_BYTES)):
+        media_type = types.DOCX
+    if media_type.startswith(_PACKED_DOCUMENTS):
+        refuse_bombs(archive)
+    return media_type, archive
 
 
 def _is_mailbox(file: BinaryIO, name: str) -> bool:
@@ -156,15 +171,16 @@ def _is_mailbox(file: BinaryIO, name: str) -> bool:
     return next(mails, None) is not None and next(mails, None) is not None
 
 
-def _mimetype(archive: zipfile.ZipFile) -> bytes:
+def _beginning(archive: zipfile.ZipFile, name: str, size: int) -> bytes:
+    """So many bytes of an entry, none where it cannot be read."""
     from engine.workers.archive import READ_METHODS
 
     try:
-        info = archive.getinfo("mimetype")
+        info = archive.getinfo(name)
         if info.compress_type not in READ_METHODS:
             return b""
         with archive.open(info) as entry:
-            return entry.read(100)
+            return entry.read(size)
     except (KeyError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, EOFError):
         return b""
 

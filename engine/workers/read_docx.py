@@ -23,7 +23,7 @@ from xml.parsers import expat
 from engine.document import Document, Page
 from engine.ports import StageFailed
 from engine.reasons import Reason
-from engine.workers.archive import blocks_of, open_archive, refuse_bombs
+from engine.workers.archive import blocks_of
 from engine.workers.reading import Budget, Material, Parts, tidy, told
 from engine.workers.types import HEAD_BYTES, media_type_of
 
@@ -73,11 +73,11 @@ _SPACES: Final = {
     "symex": (_SYMBOLS,),
 }
 #: Whose characters are text.
-_TEXTS: Final = ("w:t", "m:t", "a:t", "c:v", "cx:pt")
+_TEXTS: Final = frozenset({"w:t", "m:t", "a:t", "c:v", "cx:pt"})
 #: What is gathered before it goes to what is around it; see _Story._close.
-_FRAMES: Final = ("w:p", "w:tr", "w:tc", "w:txbxContent", "w:comment", "w:rt", "a:p", "c:v", "cx:pt")
+_FRAMES: Final = frozenset({"w:p", "w:tr", "w:tc", "w:txbxContent", "w:comment", "w:rt", "a:p", "c:v", "cx:pt"})
 #: What is not text of the document: what is struck out or was moved away, drawings for old versions, numbers of charts.
-_SKIPPED: Final = ("w:del", "w:moveFrom", "mc:Fallback", "c:numCache", "c:numLit", "cx:numDim")
+_SKIPPED: Final = frozenset({"w:del", "w:moveFrom", "mc:Fallback", "c:numCache", "c:numLit", "cx:numDim"})
 #: What stands for a character. Of mathematics as it is written on one line (Unicode Technical Note 28).
 _SIGNS: Final = {
     "w:ptab": "\t",
@@ -87,13 +87,15 @@ _SIGNS: Final = {
     "m:den": "/",
     "m:sup": "^",
 }
-_OTHERS: Final = ("w:tab", "w:sym", "symex:symEx", "mc:AlternateContent", "mc:Choice")
+_OTHERS: Final = frozenset({"w:tab", "w:sym", "symex:symEx", "mc:AlternateContent", "mc:Choice"})
 #: By what expat calls an element, its name with the usual prefix.
 _KNOWN: Final = {
     f"{space} {name.partition(':')[2]}": name
     for name in (*_TEXTS, *_FRAMES, *_SKIPPED, *_SIGNS, *_OTHERS)
     for space in _SPACES[name.partition(":")[0]]
 }
+#: Of these, whose end matters.
+_ENDING: Final = {name: known for name, known in _KNOWN.items() if known in _TEXTS | _FRAMES | {"mc:AlternateContent"}}
 #: The font Symbol (Adobe's Symbol encoding), whose codes Word writes as they are or as U+F000 and more.
 _SYMBOL_FONT: Final[dict[int, str]] = dict(
     zip(
@@ -108,32 +110,32 @@ _Report = Callable[[int, int], None]
 
 def read(material: Material) -> Document:
     """One page, number 0. Raises StageFailed: damaged, bomb, encrypted."""
-    with open_archive(material.path) as archive:
-        refuse_bombs(archive)
-        package = _Package(archive, material.place.progress)
-        main, links = package.main_part()
-        budget = Budget(limit=material.max_text_bytes)
-        notes: list[str] = []
-        authors: dict[str, None] = {}
-        stories = [package.story(main, budget, authors)]
-        repeated: set[str] = set()
-        for kind, part in package.others(links, notes):
-            if budget.left <= 0:
-                budget.cut = True
-                break
-            try:
-                text = package.story(part, budget, authors)
-            except StageFailed as error:
-                if error.failure.reason is Reason.BOMB:
-                    raise
-                notes.append(f"partial: {kind} could not be read: {error}")
-                continue
-            if kind not in _REPEATED or text not in repeated:
-                stories.append(text)
-            if kind in _REPEATED:
-                repeated.add(text)
-        facts = package.properties()
-        parts = _files(archive, links, material)
+    archive = material.archive
+    assert archive is not None, "a DOCX is a ZIP container"
+    package = _Package(archive, material.place.progress)
+    main, links = package.main_part()
+    budget = Budget(limit=material.max_text_bytes)
+    notes: list[str] = []
+    authors: dict[str, None] = {}
+    stories = [package.story(main, budget, authors)]
+    repeated: set[str] = set()
+    for kind, part in package.others(links, notes):
+        if budget.left <= 0:
+            budget.cut = True
+            break
+        try:
+            text = package.story(part, budget, authors)
+        except StageFailed as error:
+            if error.failure.reason is Reason.BOMB:
+                raise
+            notes.append(f"partial: {kind} could not be read: {error}")
+            continue
+        if kind not in _REPEATED or text not in repeated:
+            stories.append(text)
+        if kind in _REPEATED:
+            repeated.add(text)
+    facts = package.properties()
+    parts = _files(archive, links, material)
     facts["comments by"] = ", ".join(authors)
     text = budget.joined(stories)
     return material.document(
@@ -146,9 +148,10 @@ def read(material: Material) -> Document:
 
 
 class _Target(Protocol):
-    """What expat tells of a part. `full`: it wants to hear no more."""
+    """What expat tells of a part. `full`: it wants to hear no more. `depth`: how many elements are open."""
 
     full: bool
+    depth: int
 
     def start(self, name: str, attributes: Mapping[str, str]) -> None: ...
     def end(self, name: str) -> None: ...
@@ -244,6 +247,8 @@ class _Package:
                 self._report(done, size)
                 if target.full:
                     return
+                if target.depth > _MAX_DEPTH:
+                    raise _nested_too_deep()
                 if done - parser.CurrentByteIndex > _MAX_TAG_BYTES or len(parser.intern) > _MAX_NAMES:
                     raise StageFailed(Reason.BOMB, f"{part:.200} has a tag, or names, that no document needs")
             parser.Parse(b"", True)
@@ -255,6 +260,10 @@ class _Package:
 def _refuse_entities(*declared: object) -> None:
     """No part of a package may declare any (ISO/IEC 29500-2, 6.2.5: no DTD); what does wants them to multiply."""
     raise StageFailed(Reason.BOMB, "an XML part that declares entities, as no document does")
+
+
+def _nested_too_deep() -> StageFailed:
+    return StageFailed(Reason.BOMB, f"an XML part nested more than {_MAX_DEPTH} deep")
 
 
 def _ignore(*said: object) -> None:
@@ -291,10 +300,11 @@ class _Relations:
 
     def __init__(self, folder: str) -> None:
         self.links: list[tuple[str, str]] = []
-        self.full = False
+        self.full, self.depth = False, 0
         self._folder = folder
 
     def start(self, name: str, attributes: Mapping[str, str]) -> None:
+        self.depth += 1
         if name == _RELATIONSHIP and attributes.get("TargetMode") != "External":
             kind = attributes.get("Type", "").rpartition("/")[2]
             target = posixpath.join("/", self._folder, unquote(attributes.get("Target", "")))
@@ -302,7 +312,7 @@ class _Relations:
             self.full = len(self.links) >= _MAX_RELATIONS
 
     def end(self, name: str) -> None:
-        """All is said in attributes."""
+        self.depth -= 1
 
     def data(self, data: str) -> None:
         """All is said in attributes."""
@@ -312,7 +322,7 @@ class _Properties:
     """Target for the core properties: a flat list of elements, told apart by their names alone."""
 
     def __init__(self) -> None:
-        self.full = False
+        self.full, self.depth = False, 0
         self._pieces: dict[str, list[str]] = {}
         self._now: list[str] = []
         self._left = 10 * _PROPERTY_CHARS
@@ -322,11 +332,13 @@ class _Properties:
         return "".join(self._pieces.get(name, [])).strip()
 
     def start(self, name: str, attributes: Mapping[str, str]) -> None:
+        self.depth += 1
         known = name.rpartition(" ")[2]
         wanted = known in ("title", "creator", "subject", "keywords", "modified", "created")
         self._now = self._pieces.setdefault(known, []) if wanted else []
 
     def end(self, name: str) -> None:
+        self.depth -= 1
         self._now = []
 
     def data(self, data: str) -> None:
@@ -349,10 +361,13 @@ class _Frame:
     readings: list[str] = field(default_factory=list)
 
 
-def _add(lines: list[str], text: str) -> None:
-    """A line more; where two empty ones stand, a third says nothing, and a million would take their room."""
-    if text or lines[-2:] != ["", ""]:
-        lines.append(text)
+def _add(lines: list[str], text: str) -> int:
+    """A line more, unless it is empty and two such stand there: a million of them would take room and say nothing.
+    Returns what its end takes of the limit: 1 or 0."""
+    if not text and lines[-2:] == ["", ""]:
+        return 0
+    lines.append(text)
+    return 1
 
 
 class _Story:
@@ -362,12 +377,11 @@ class _Story:
     """
 
     def __init__(self, limit_chars: int, authors: dict[str, None]) -> None:
-        self.full = False
+        self.full, self.depth = False, 0
         self._left = limit_chars
         self._authors = authors
         self._done: list[str] = []
         self._frames = [_Frame("story")]
-        self._depth = 0
         self._skipped_at = 0  # the depth of the element that is being skipped, 0 for none
         self._chosen: list[bool] = []  # for each alternative around, whether one of its choices was read
         self._labels: set[str] = set()  # of a chart, whose series repeat them
@@ -380,39 +394,38 @@ class _Story:
         return "\n".join((*self._done, *self._frames[0].pieces))
 
     def start(self, name: str, attributes: Mapping[str, str]) -> None:
-        self._depth += 1
-        if self._depth > _MAX_DEPTH:
-            raise StageFailed(Reason.BOMB, f"an XML part nested more than {_MAX_DEPTH} deep")
+        self.depth += 1
         known = _KNOWN.get(name)
         if known is None or self._skipped_at:
             return
-        if known in _SKIPPED:
-            self._skipped_at = self._depth
-            return
-        self._in_text = known in _TEXTS
+        if known in _TEXTS:
+            self._in_text = True
         if known in _FRAMES:
             self._frames.append(_Frame(known))
+            if len(self._frames) > _MAX_DEPTH:
+                raise _nested_too_deep()
             if known == "w:comment" and len(self._authors) < _MAX_AUTHORS:
                 self._authors[attributes.get(name.replace(" comment", " author"), "")[:_PROPERTY_CHARS]] = None
+        elif known in _SKIPPED:
+            self._skipped_at = self.depth
         elif known in _SIGNS:
             self._keep(_SIGNS[known])
         elif known in _OTHERS:
             self._start_other(known, name, attributes)
 
     def end(self, name: str) -> None:
-        self._depth -= 1
+        self.depth -= 1
         if self._skipped_at:
-            if self._depth < self._skipped_at:
+            if self.depth < self._skipped_at:
                 self._skipped_at = 0
             return
-        self._in_text = False
-        known = _KNOWN.get(name)
+        known = _ENDING.get(name)
         if known is None:
             return
+        self._in_text = False
         if known in _FRAMES:
-            if len(self._frames) > 1:
-                self._close()
-        elif known == "mc:AlternateContent" and self._chosen:
+            self._close()
+        elif known == "mc:AlternateContent":
             self._chosen.pop()
 
     def data(self, data: str) -> None:
@@ -432,7 +445,7 @@ class _Story:
                 self._chosen.append(False)
             case "mc:Choice" if self._chosen:
                 if self._chosen[-1]:
-                    self._skipped_at = self._depth
+                    self._skipped_at = self.depth
                 self._chosen[-1] = True
 
     def _keep(self, piece: str) -> None:
@@ -446,15 +459,16 @@ class _Story:
         """Hand what a finished frame gathered to the one around it."""
         frame = self._frames.pop()
         outer = self._frames[-1]
-        self._left -= 1
         match frame.name:
             case "w:p":
-                _add(outer.pieces, "".join(frame.pieces))
+                self._left -= _add(outer.pieces, "".join(frame.pieces))
                 if frame.readings:
                     outer.pieces.append(" ".join(frame.readings))
                 outer.pieces += frame.after
             case "w:tc":
                 outer.pieces.append("\n".join(frame.pieces))
+                self._left -= not frame.pieces  # of a cell without a paragraph nothing else is counted
+                self.full = self.full or self._left < -_MAX_DEPTH  # as no text will ever say
             case "w:tr" if len(frame.pieces) == 1:  # a frame around text, which keeps its lines
                 for text in frame.pieces[0].split("\n"):
                     _add(outer.pieces, text)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,7 @@ class Material:
     prefix          of every name written into the outbox
     ocr             pages without text may be sent to OCR
     max_text_bytes  of the text of the whole document, as UTF-8
+    archive         the item as an open ZIP container within all bounds of archive.py, where it is one
     journal         write down each page as it is read (journal.py): the item has cost a worker before
     skip            numbers of pages that are not to be touched: they have cost a worker its life
     """
@@ -67,6 +69,7 @@ class Material:
     ocr: bool
     max_text_bytes: int
     place: Place
+    archive: zipfile.ZipFile | None = None
     journal: bool = False
     skip: frozenset[int] = frozenset()
 
