@@ -24,15 +24,16 @@ from engine.document import Document, Page
 from engine.ports import StageFailed
 from engine.reasons import Reason
 from engine.workers.archive import blocks_of
+from engine.workers.ole import file_inside
 from engine.workers.reading import Budget, Material, Parts, tidy, told
-from engine.workers.types import HEAD_BYTES, media_type_of
+from engine.workers.types import HEAD_BYTES, OLE, UNKNOWN, media_type_of, ole_media_type, ole_names
 
 #: Parts of the package in the order in which they are read after the body, by the last word of their relation's type.
 _STORIES: Final = ("footnotes", "endnotes", "comments", "header", "footer", "diagramData", "chart", "chartEx")
 #: Of these a section has three each, and a letter to many people has a section for each of them.
 _REPEATED: Final = frozenset({"header", "footer"})
-#: What is kept inside as a file of its own: whole documents that Word shows as if they were part of this one.
-_FILES: Final = frozenset({"aFChunk", "package"})
+#: What is kept inside as a file of its own: documents that Word shows as if they were part of this one, and objects.
+_FILES: Final = frozenset({"aFChunk", "package", "oleObject"})
 #: Bytes of such a file.
 _FILE_BYTES: Final = 64 << 20
 #: Parts of one kind that are read.
@@ -271,18 +272,28 @@ def _ignore(*said: object) -> None:
 
 
 def _files(archive: zipfile.ZipFile, links: Iterable[tuple[str, str]], material: Material) -> Parts:
+    """Files that lie inside, laid into the outbox."""
     parts = Parts(material)
-    for kind, name in links:
-        if kind in _FILES:
-            if parts.is_full():
-                parts.left_out += 1
-                continue
-            try:
-                data = b"".join(blocks_of(archive, name, _FILE_BYTES))
-            except (KeyError, StageFailed):
-                parts.left_out += 1
-                continue
-            parts.add(name, media_type_of(data[:HEAD_BYTES], name), data)
+    wanted = [(kind, name) for kind, name in links if kind in _FILES]
+    for number, (kind, name) in enumerate(wanted, start=1):
+        material.place.progress(number, len(wanted))
+        if parts.is_full():
+            parts.left_out += 1
+            continue
+        try:
+            data = b"".join(blocks_of(archive, name, _FILE_BYTES))
+        except (KeyError, StageFailed):
+            parts.left_out += 1
+            continue
+        inside = file_inside(data) if kind == "oleObject" else None
+        if inside is not None:
+            name, data = inside[0] or name, inside[1]
+        media_type = media_type_of(data[:HEAD_BYTES], name)
+        if media_type == OLE:
+            media_type = ole_media_type(ole_names(data))
+        # Objects are formulas and buttons too, which are no files.
+        if kind != "oleObject" or media_type not in (OLE, UNKNOWN):
+            parts.add(name, media_type, data)
     return parts
 
 
