@@ -136,7 +136,7 @@ def read(material: Material) -> Document:
         if kind in _REPEATED:
             repeated.add(text)
     facts = package.properties()
-    parts = _files(archive, links, material)
+    parts = package.files(links, material)
     facts["comments by"] = ", ".join(authors)
     text = budget.joined(stories)
     return material.document(
@@ -199,6 +199,32 @@ class _Package:
         self._parse(part, story)
         budget.cut = budget.cut or story.full
         return budget.take(tidy(story.text()))
+
+    def files(self, links: Iterable[tuple[str, str]], material: Material) -> Parts:
+        """Files that lie inside, laid into the outbox."""
+        parts = Parts(material)
+        wanted = list(dict.fromkeys((kind, target) for kind, target in links if kind in _FILES))
+        for number, (kind, name) in enumerate(wanted, start=1):
+            self._report(number, len(wanted))
+            part = self._names.get(name.lower())
+            if part is None or parts.is_full():
+                parts.left_out += 1
+                continue
+            try:
+                data = b"".join(blocks_of(self._archive, part, _FILE_BYTES))
+            except StageFailed:
+                parts.left_out += 1
+                continue
+            inside = file_inside(data) if kind == "oleObject" else None
+            if inside is not None:
+                name, data = inside[0] or name, inside[1]
+            media_type = media_type_of(data[:HEAD_BYTES], name)
+            if media_type == OLE:
+                media_type = ole_media_type(ole_names(data))
+            # Objects are formulas and buttons too, which are no files.
+            if kind != "oleObject" or media_type not in (OLE, UNKNOWN):
+                parts.add(name, media_type, data)
+        return parts
 
     def properties(self) -> dict[str, str]:
         """Title, author, date and the like from the core properties; none where they cannot be read."""
@@ -269,32 +295,6 @@ def _nested_too_deep() -> StageFailed:
 
 def _ignore(*said: object) -> None:
     """What need not be heard."""
-
-
-def _files(archive: zipfile.ZipFile, links: Iterable[tuple[str, str]], material: Material) -> Parts:
-    """Files that lie inside, laid into the outbox."""
-    parts = Parts(material)
-    wanted = [(kind, name) for kind, name in links if kind in _FILES]
-    for number, (kind, name) in enumerate(wanted, start=1):
-        material.place.progress(number, len(wanted))
-        if parts.is_full():
-            parts.left_out += 1
-            continue
-        try:
-            data = b"".join(blocks_of(archive, name, _FILE_BYTES))
-        except (KeyError, StageFailed):
-            parts.left_out += 1
-            continue
-        inside = file_inside(data) if kind == "oleObject" else None
-        if inside is not None:
-            name, data = inside[0] or name, inside[1]
-        media_type = media_type_of(data[:HEAD_BYTES], name)
-        if media_type == OLE:
-            media_type = ole_media_type(ole_names(data))
-        # Objects are formulas and buttons too, which are no files.
-        if kind != "oleObject" or media_type not in (OLE, UNKNOWN):
-            parts.add(name, media_type, data)
-    return parts
 
 
 def _moment(text: str) -> str:
