@@ -365,7 +365,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         form=_size("1KB", "20MB"),
         meaning=(
             "How much text is kept of one file, mail or event, counted as UTF-8. What is longer is cut there, with a "
-            "note that says so, and is listed as partial. It can be lowered; the memory and the disk that a run plans "
+            "note that says so, and is counted as partial. It can be lowered; the memory and the disk that a run plans "
             "with allow no more. After a change the next run reads all files anew."
         ),
         prevents="One export of a database would fill a user's index with numbers, and a worker's memory with text.",
