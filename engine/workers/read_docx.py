@@ -2,7 +2,7 @@
 
 Rule: streams. Each XML part passes through expat, which builds no tree, so a part costs the text that it holds and
 no more, however long it is. What Word keeps twice (text boxes for old versions, equal headers of many sections) or
-has struck out is read once or not at all. Nothing is added that the document does not say.
+has struck out is read once or not at all. No word is added that the document does not say.
 
     [package's relations] -> main part, properties
     [main part's relations] -> the other parts
@@ -45,7 +45,7 @@ _PROPERTIES_BYTES: Final = 1 << 20
 #: Characters of one property, and people whose comments are told.
 _PROPERTY_CHARS, _MAX_AUTHORS = 4_000, 50
 
-# Bounds of an XML part. The first two are libxml2's own, which expat does not have.
+# Bounds of an XML part, for what expat keeps while it reads. The first two are as in libxml2.
 _MAX_DEPTH: Final = 256
 #: Bytes of one tag. Expat reads one that is not yet whole again with each block.
 _MAX_TAG_BYTES: Final = 10_000_000
@@ -55,8 +55,6 @@ _MAX_NAMES: Final = 20_000
 _LOOSE_LINES: Final = 10_000
 
 _RELATIONSHIP: Final = "http://schemas.openxmlformats.org/package/2006/relationships Relationship"
-_COMPATIBILITY: Final = "http://schemas.openxmlformats.org/markup-compatibility/2006"
-_SYMBOLS: Final = "http://schemas.microsoft.com/office/word/2015/wordml/symex"
 #: By prefix, its namespaces: as Word writes them, and those of ISO 29500 Strict.
 _SPACES: Final = {
     "w": (
@@ -70,8 +68,8 @@ _SPACES: Final = {
     "a": ("http://schemas.openxmlformats.org/drawingml/2006/main", "http://purl.oclc.org/ooxml/drawingml/main"),
     "c": ("http://schemas.openxmlformats.org/drawingml/2006/chart", "http://purl.oclc.org/ooxml/drawingml/chart"),
     "cx": ("http://schemas.microsoft.com/office/drawing/2014/chartex",),
-    "mc": (_COMPATIBILITY,),
-    "symex": (_SYMBOLS,),
+    "mc": ("http://schemas.openxmlformats.org/markup-compatibility/2006",),
+    "symex": ("http://schemas.microsoft.com/office/word/2015/wordml/symex",),
 }
 #: Whose characters are text.
 _TEXTS: Final = frozenset({"w:t", "m:t", "a:t", "c:v", "cx:pt"})
@@ -188,7 +186,7 @@ class _Package:
         for kind, targets in by_kind.items():
             parts = [part for target in targets if (part := self._names.get(target.lower()))]
             if len(parts) < len(targets):
-                notes.append(f"partial: {kind}: {len(targets) - len(parts)} parts are missing")
+                notes.append(f"partial: {kind}: {len(targets) - len(parts)} of {len(targets)} parts are missing")
             if len(parts) > _MAX_STORIES:
                 notes.append(f"partial: {kind}: only {_MAX_STORIES} of {len(parts)} parts were read")
             yield from ((kind, part) for part in parts[:_MAX_STORIES])

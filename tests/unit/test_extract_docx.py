@@ -332,7 +332,7 @@ def test_a_part_that_is_named_and_missing_is_noted(desk: Desk) -> None:
         data = zip_of({name: opened.read(name) for name in opened.namelist() if name != "word/header.xml"})
     document = desk.read(data, "a.docx")
     assert text_of(document) == "body\n\nfoot"
-    assert document.notes == ("partial: header: 1 parts are missing",)
+    assert document.notes == ("partial: header: 1 of 1 parts are missing",)
 
 
 def test_files_that_lie_inside_become_parts(desk: Desk) -> None:
