@@ -14,9 +14,13 @@ from typing import Any, Final, TypeVar
 
 from engine.errors import MalformedMessage
 from engine.model import Kind
+from engine.sizes import format_size
 
-#: Text kept of one document, in characters. The longest novels have 4 million; beyond 20 it is data, not reading.
-MAX_TEXT_CHARS = 20_000_000
+#: Text kept of one document, in bytes of UTF-8. The longest novels have 4 million; beyond 20 it is data, not reading.
+#: Settings may lower it (NIGHTMILL_MAX_TEXT). What it means for memory and disk is counted with this number.
+MAX_TEXT_BYTES = 20_000_000
+#: The same as characters: the most that so many bytes may hold.
+MAX_TEXT_CHARS = MAX_TEXT_BYTES
 #: Text of one page that OCR read; the densest printed pages hold some 20,000.
 MAX_PAGE_CHARS = 1_000_000
 #: Pages of one document; the thickest printed catalogues end near 10,000.
@@ -118,7 +122,7 @@ class Document:
     media_type  found in the content, not in the name
     title       what a hit shows; never empty after extraction
     facts       short texts by name: date (ISO 8601), sender, recipients, author, location, start, end, rrule, ...
-    notes       what the reader should know: "text cut at 20000000 characters", "name says .doc, content is html"
+    notes       what the reader should know: "partial: the text was cut at 20 MB", "name says .doc, content is html"
     """
 
     kind: Kind
@@ -205,15 +209,37 @@ def chunk_fields(value: object) -> tuple[str, str, str, int]:
     )
 
 
-def cut_to_limit(document: Document) -> Document:
-    """The document with as much text as one may have, and a note where that is not all."""
-    left, pages = MAX_TEXT_CHARS, []
+def text_bytes(text: str) -> int:
+    """Bytes of the text as UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def cut_text(text: str, limit_bytes: int) -> str:
+    """The beginning of the text that takes at most so many bytes as UTF-8, in whole characters."""
+    if text.isascii() or 4 * len(text) <= limit_bytes:
+        return text[:limit_bytes]
+    kept = text[:limit_bytes]  # no character takes less than a byte
+    data = kept.encode()
+    return kept if len(data) <= limit_bytes else data[:limit_bytes].decode(errors="ignore")
+
+
+def cut_to_limit(document: Document, limit_bytes: int) -> Document:
+    """The document with as much text as one may have, and a note where that is not all: how much there was, and which
+    page is the first to lack some."""
+    left, pages, cut_on = limit_bytes, [], -1
     for page in document.pages:
-        pages.append(replace(page, text=page.text[:left]) if len(page.text) > left else page)
-        left -= len(pages[-1].text)
-    if pages == list(document.pages):
+        kept = cut_text(page.text, left)
+        if len(kept) < len(page.text):
+            left, cut_on = 0, cut_on if cut_on >= 0 else page.number
+            page = replace(page, text=kept, header=page.header if kept else 0, footer=0)
+        else:
+            left -= text_bytes(kept)
+        pages.append(page)
+    if cut_on < 0:
         return document
-    note = f"partial: the text was cut at {MAX_TEXT_CHARS} characters"
+    whole = sum(text_bytes(page.text) for page in document.pages)
+    where = f" on page {cut_on}" if cut_on else ""
+    note = f"partial: the text was cut at {format_size(limit_bytes)}{where}; in all it has {format_size(whole)}"
     return replace(document, pages=tuple(pages), notes=(*document.notes[: MAX_NOTES - 1], note))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.clock import SystemClock
 from engine.desk import Desk
-from engine.document import MAX_NOTES, MAX_PART_BYTES, Document, Page, merge_page
+from engine.document import MAX_NOTES, MAX_PART_BYTES, Document, Page, cut_to_limit, merge_page
 from engine.errors import MalformedMessage, UsageError
 from engine.model import Failure, Lane, Stage, TokenKind, UserId
 from engine.opening import desk_for, private_folders, require_sandbox
@@ -101,7 +101,8 @@ class _Reading:
                     done = Failure(reason=Reason.PROTOCOL, detail=str(error))
             notes.append(f"page {number} could not be read: {done.reason}: {done.detail}"[:1000])
         pages = tuple(merge_page(page, recognised.get(page.number)) for page in document.pages)
-        return replace(document, pages=pages, notes=tuple(notes[:MAX_NOTES]))
+        whole = replace(document, pages=pages, notes=tuple(notes[:MAX_NOTES]))
+        return cut_to_limit(whole, self._plan.max_text_bytes)
 
     def _fitted(self, estimate: Estimate) -> Estimate:
         """Nothing is learned of a single file, and nothing that was learned is looked up: the worst case will do."""

@@ -793,7 +793,7 @@ class UserPipeline:
                 failure = Failure(reason=Reason.OCR_FAILED, detail=f"no page could be read{why}")
                 self._settle(item, ItemState.FAILED, failure)
                 return False
-        whole = cut_to_limit(replace(document, pages=merged, notes=notes))
+        whole = cut_to_limit(replace(document, pages=merged, notes=notes), self._plan.max_text_bytes)
         self._writer.save_document(item.content, item.extract, json.dumps(whole.to_json()).encode())
         self._describe(item, whole, item.extract)
         return True

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine import embedders, versions
+from engine.document import MAX_TEXT_BYTES
 from engine.model import Stage
 from engine.settings import Settings
 from indexes.records import Published
@@ -22,6 +23,7 @@ class Plan:
     extracts  the stage versions of extraction that are up to date: without and with pages that want OCR
     chunking  the same for chunks
     model     the embedding model, "" for none; dim: its numbers
+    max_text_bytes  of one document
     options   what each stage's workers are started with
     """
 
@@ -31,6 +33,7 @@ class Plan:
     embedder: str
     dim: int
     ocr: bool
+    max_text_bytes: int
     options: Mapping[Stage, Mapping[str, Any]]
 
     @property
@@ -50,15 +53,23 @@ def make_plan(settings: Settings) -> Plan:
     spec = embedders.spec_of(settings.embedder)
     cut = {"measure": spec.measure_name, "max_tokens": spec.max_tokens}
     languages = "+".join(settings.ocr_languages) if settings.ocr == "auto" else "off"
+    # Which documents were cut, or would be now, nobody can tell but by reading: another limit is another version.
+    limit = "" if settings.max_text_bytes == MAX_TEXT_BYTES else f"/{settings.max_text_bytes}"
     return Plan(
-        extracts=(str(versions.EXTRACT), f"{versions.EXTRACT}+{languages}"),
+        extracts=(f"{versions.EXTRACT}{limit}", f"{versions.EXTRACT}{limit}+{languages}"),
         chunking=f"{versions.CHUNK}/{spec.measure_name}/{spec.max_tokens}",
         model=spec.model_id,
         embedder=settings.embedder,
         dim=spec.dim,
         ocr=settings.ocr == "auto",
+        max_text_bytes=settings.max_text_bytes,
         options={
-            Stage.EXTRACT: {"ocr": True, "cut": cut, "cut_unread": settings.ocr != "auto"},
+            Stage.EXTRACT: {
+                "ocr": True,
+                "max_text_bytes": settings.max_text_bytes,
+                "cut": cut,
+                "cut_unread": settings.ocr != "auto",
+            },
             Stage.OCR: {"languages": list(settings.ocr_languages), "backend": settings.ocr_backend},
             Stage.CHUNK: cut,
             Stage.EMBED: {"embedder": settings.embedder},

@@ -59,6 +59,7 @@ class Settings:
     disk_reserve_bytes     free space below which nothing is begun
     spool_limit_bytes      for the files that a run's workers work on, and what they write
     keep_days              how long runs, and attempts at items that are well, are remembered
+    max_text_bytes         of one document, as UTF-8; at most document.MAX_TEXT_BYTES
     ocr                    "auto" or "off"
     ocr_languages          Tesseract's names, at least one, in order of preference
     ocr_backend            "auto", "tesserocr" or "pytesseract"
@@ -82,6 +83,7 @@ class Settings:
     disk_reserve_bytes: int
     spool_limit_bytes: int
     keep_days: int
+    max_text_bytes: int
     ocr: str
     ocr_languages: tuple[str, ...]
     ocr_backend: str
@@ -173,15 +175,18 @@ def _measured(form: Form) -> Form:
     )
 
 
-def _size(low: str) -> Form:
+def _size(low: str, high: str = "") -> Form:
     def parse(text: str) -> int:
         size = parse_size(text)
         if size < parse_size(low):
             raise _Wrong(f"must be at least {low}")
+        if high and size > parse_size(high):
+            raise _Wrong(f"must be at most {high}")
         return size
 
     bound = f", at least {low}" if parse_size(low) else "; 0 for none"
-    return Form(range=f"a size such as 2GB or 1536MiB{bound}", parse=parse, show=format_size)
+    sizes = f"a size from {low} to {high}" if high else f"a size such as 2GB or 1536MiB{bound}"
+    return Form(range=sizes, parse=parse, show=format_size)
 
 
 def _choice(*names: str) -> Form:
@@ -352,6 +357,18 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "failed keeps its history until it is mended or gone."
         ),
         prevents="The history of years, which nobody asks for, would take more of the disk than the items themselves.",
+    ),
+    Setting(
+        key="NIGHTMILL_MAX_TEXT",
+        field="max_text_bytes",
+        default="20MB",
+        form=_size("1KB", "20MB"),
+        meaning=(
+            "How much text is kept of one file, mail or event, counted as UTF-8. What is longer is cut there, with a "
+            "note that says so, and is counted as partial. It can be lowered; the memory and the disk that a run plans "
+            "with allow no more. After a change the next run reads all files anew."
+        ),
+        prevents="One export of a database would fill a user's index with numbers, and a worker's memory with text.",
     ),
     Setting(
         key="NIGHTMILL_OCR",

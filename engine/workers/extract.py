@@ -10,11 +10,13 @@ import importlib
 import json
 import mmap
 import os
+import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, BinaryIO, Final, Protocol, cast
 
-from engine.document import MAX_TEXT_CHARS, Document
+from engine.document import MAX_TEXT_BYTES, Document
 from engine.model import Kind
 from engine.ports import Place, StageFailed
 from engine.reasons import Reason
@@ -38,6 +40,13 @@ _PACKED_DOCUMENTS: Final = (
     "application/vnd.oasis.opendocument.",
     "application/epub+zip",
 )
+#: A package whose folders have other names than those that programs give them: it says itself what its main part is.
+_PACKAGE: Final = "application/vnd.openxmlformats-package"
+_WORD_PART: Final = re.compile(
+    rb"wordprocessingml\.(document|template)\.main|ms-word\.(document|template)\.macroEnabled"
+)
+#: Some hundred bytes for each part.
+_CONTENT_TYPES_BYTES: Final = 1 << 20
 
 
 class _Reader(Protocol):
@@ -49,14 +58,14 @@ CUT_CHARS: Final = 500_000
 
 
 def open_stage(options: Mapping[str, Any]) -> ExtractStage:
-    """Options: {"ocr": pages without text may be sent to OCR, "max_text_chars": of one document (optional),
+    """Options: {"ocr": pages without text may be sent to OCR, "max_text_bytes": of one document (optional),
     "cut": as those of the stage `chunk`, where documents are to be cut at once (optional),
     "cut_unread": those too that have pages without text, since nobody will read them}."""
-    limit = int(options.get("max_text_chars") or MAX_TEXT_CHARS)
+    limit = int(options.get("max_text_bytes") or MAX_TEXT_BYTES)
     cut = options.get("cut")
     return ExtractStage(
         ocr=bool(options.get("ocr", True)),
-        max_text_chars=min(limit, MAX_TEXT_CHARS),
+        max_text_bytes=min(limit, MAX_TEXT_BYTES),
         cutter=Cutter(str(cut["measure"]), int(cut["max_tokens"])) if cut else None,
         cut_unread=bool(options.get("cut_unread")),
     )
@@ -65,9 +74,9 @@ def open_stage(options: Mapping[str, Any]) -> ExtractStage:
 class ExtractStage:
     """Nothing is loaded until an item asks for it."""
 
-    def __init__(self, *, ocr: bool, max_text_chars: int, cutter: Cutter | None, cut_unread: bool) -> None:
+    def __init__(self, *, ocr: bool, max_text_bytes: int, cutter: Cutter | None, cut_unread: bool) -> None:
         self._ocr = ocr
-        self._max_text_chars = max_text_chars
+        self._max_text_bytes = max_text_bytes
         self._cutter, self._cut_unread = cutter, cut_unread
 
     def run(self, order: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
@@ -82,24 +91,27 @@ class ExtractStage:
         path = place.inbox / str(order["file"])
         name, prefix = str(order.get("name") or ""), str(order["prefix"])
         kind = Kind(order.get("kind") or Kind.FILE)
-        with open(path, "rb") as file:
-            media_type = _as_the_source_says(kind, _type_in(file, name))
+        with ExitStack() as held:
+            file = held.enter_context(open(path, "rb"))
+            found, archive = _type_in(file, name, held)
+            media_type = _as_the_source_says(kind, found)
             if kind is Kind.FILE and media_type == types.MAIL and _is_mailbox(file, name):
                 media_type = types.MBOX
-        reader = _reader_for(media_type, name)
-        material = Material(
-            path=path,
-            name=name,
-            media_type=media_type,
-            kind=kind,
-            prefix=prefix,
-            ocr=self._ocr,
-            max_text_chars=self._max_text_chars,
-            place=place,
-            journal=bool(order.get("journal")),
-            skip=frozenset(order.get("skip") or ()),
-        )
-        document = _noted(reader.read(material), name)
+            reader = _reader_for(media_type, name)
+            material = Material(
+                path=path,
+                name=name,
+                media_type=media_type,
+                kind=kind,
+                prefix=prefix,
+                ocr=self._ocr,
+                max_text_bytes=self._max_text_bytes,
+                place=place,
+                archive=archive,
+                journal=bool(order.get("journal")),
+                skip=frozenset(order.get("skip") or ()),
+            )
+            document = _noted(reader.read(material), name)
         written = f"{prefix}.document.json"
         data = json.dumps(document.to_json(), ensure_ascii=False, separators=(",", ":"))
         (place.outbox / written).write_text(data, encoding="utf-8")
@@ -116,28 +128,31 @@ class ExtractStage:
         return result
 
 
-def _type_in(file: BinaryIO, name: str) -> str:
+def _type_in(file: BinaryIO, name: str, held: ExitStack) -> tuple[str, zipfile.ZipFile | None]:
+    """(type, the ZIP container that it is, open for as long as `held`)."""
     head = file.read(types.HEAD_BYTES)
     if not head:
         raise StageFailed(Reason.EMPTY, "the file has 0 bytes")
     media_type = types.media_type_of(head, name)
     if media_type == types.ZIP:
-        return _zip_type(file)
+        return _zip_type(file, held)
     if media_type == types.OLE:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return types.ole_media_type(types.ole_names(data))
-    return media_type
+            return types.ole_media_type(types.ole_names(data)), None
+    return media_type, None
 
 
-def _zip_type(file: BinaryIO) -> str:
+def _zip_type(file: BinaryIO, held: ExitStack) -> tuple[str, zipfile.ZipFile]:
     """Raises StageFailed: damaged; bomb, also for documents that are not read: whoever opens them should know."""
     from engine.workers.archive import open_archive, refuse_bombs
 
-    with open_archive(file) as archive:
-        media_type = types.zip_media_type(frozenset(archive.namelist()), _mimetype(archive))
-        if media_type.startswith(_PACKED_DOCUMENTS):
-            refuse_bombs(archive)
-        return media_type
+    archive = held.enter_context(open_archive(file))
+    media_type = types.zip_media_type(frozenset(archive.namelist()), _beginning(archive, "mimetype", 100))
+    if media_type == _PACKAGE and _WORD_PART.search(_beginning(archive, "[Content_Types].xml", _CONTENT_TYPES_BYTES)):
+        media_type = types.DOCX
+    if media_type.startswith(_PACKED_DOCUMENTS):
+        refuse_bombs(archive)
+    return media_type, archive
 
 
 def _is_mailbox(file: BinaryIO, name: str) -> bool:
@@ -154,15 +169,16 @@ def _is_mailbox(file: BinaryIO, name: str) -> bool:
     return next(mails, None) is not None and next(mails, None) is not None
 
 
-def _mimetype(archive: zipfile.ZipFile) -> bytes:
+def _beginning(archive: zipfile.ZipFile, name: str, size: int) -> bytes:
+    """So many bytes of an entry, none where it cannot be read."""
     from engine.workers.archive import READ_METHODS
 
     try:
-        info = archive.getinfo("mimetype")
+        info = archive.getinfo(name)
         if info.compress_type not in READ_METHODS:
             return b""
         with archive.open(info) as entry:
-            return entry.read(100)
+            return entry.read(size)
     except (KeyError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, EOFError):
         return b""
 

@@ -93,9 +93,9 @@ def read(material: Material) -> Document:
     with open(material.path, "rb") as file:
         found = decode_stream(file, limit_chars=_FILE_CHARS)
     calendar = _parsed(found.text)
-    budget = Budget(limit=material.max_text_chars)
-    budget.cut = found.cut
-    notes = found.notes() + ([] if calendar.events else ["a calendar without events"])
+    budget = Budget(limit=material.max_text_bytes)
+    notes = found.notes() + ([f"partial: the calendar was cut at {_FILE_CHARS} characters"] if found.cut else [])
+    notes += [] if calendar.events else ["a calendar without events"]
     if calendar.left_out:
         notes.append(f"{calendar.left_out} events beyond the first {MAX_EVENTS} were left out")
     if len(calendar.events) == 1:

@@ -69,7 +69,7 @@ def read(material: Material) -> Document:
     data, header_notes = _bounded(data[:MAX_MAIL_BYTES])
     message, parse_notes = _parsed(data, material.place)
     del data  # the parts have it now
-    content = _Content(budget=Budget(limit=material.max_text_chars), parts=Parts(material), material=material)
+    content = _Content(budget=Budget(limit=material.max_text_bytes), parts=Parts(material), material=material)
     content.notes += [*notes, *header_notes, *parse_notes]
     try:
         content.gather(message, depth=0)
@@ -79,7 +79,7 @@ def read(material: Material) -> Document:
     return material.document(
         kind=Kind.MAIL,
         title=_field(message, "subject") or "(no subject)",
-        pages=[Page(number=0, text="\n\n".join(content.body)[: material.max_text_chars])],
+        pages=[Page(number=0, text=content.budget.joined(content.body))],
         parts=content.parts.written,
         facts=facts,
         notes=[*dict.fromkeys(content.notes), *content.parts.notes(), *content.budget.notes()],

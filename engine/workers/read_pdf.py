@@ -104,7 +104,7 @@ class _Reading:
 
 
 def _read(pdf: Any, material: Material) -> Document:
-    state = _Reading(Budget(limit=material.max_text_chars))
+    state = _Reading(Budget(limit=material.max_text_bytes))
     count, title, facts = pdf.page_count, _title(pdf), _facts(pdf)
     # Of one page there would be nothing to keep.
     wanted = material.journal and count > 1
@@ -142,6 +142,7 @@ def _read_pages(pdf: Any, material: Material, state: _Reading, journal: Journal 
             journal.add(page)
         material.place.progress(number, count)
         if state.budget.left <= 0:
+            state.budget.cut = state.budget.cut or number < count
             break
 
 

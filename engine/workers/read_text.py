@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
 from engine.document import Document, Page
+from engine.sizes import format_size
 from engine.workers import types
 from engine.workers.decoding import decode_stream
 from engine.workers.markup import html_to_text, xml_to_text
@@ -38,11 +40,11 @@ _XML_ENCODING = re.compile(rb"""\A\s*<\?xml[^>]{0,100}?encoding\s*=\s*["']([A-Za
 
 def read(material: Material) -> Document:
     """A document of one page, number 0. Raises StageFailed(BOMB) for XML whose entities multiply."""
-    budget = Budget(limit=material.max_text_chars)
+    budget = Budget(limit=material.max_text_bytes)
     markup = material.media_type in (types.HTML, types.XML, "image/svg+xml")
-    limit = material.max_text_chars * (_MARKUP_FACTOR if markup else 1)
+    limit = material.max_text_bytes * (_MARKUP_FACTOR if markup else 1)
     with open(material.path, "rb") as file:
-        head = file.read(4096)
+        head, size = file.read(4096), os.fstat(file.fileno()).st_size
         found = decode_stream(file, limit_chars=limit, declared=_declared(head) if markup else "")
     title, notes, report = "", [], material.place.progress
     if markup:
@@ -51,7 +53,7 @@ def read(material: Material) -> Document:
         else:
             text = xml_to_text(found.text, budget, report)
         if found.cut:
-            notes.append(f"the markup was cut at {limit} characters")
+            notes.append(f"partial: the markup was cut at {limit} characters")
     elif material.media_type in (types.CSV, types.TSV):
         text = budget.take(_rows(found.text, material))
     elif material.media_type == types.JSON:
@@ -62,7 +64,7 @@ def read(material: Material) -> Document:
     return material.document(
         title=title,
         pages=[Page(number=0, text=text)],
-        notes=[*found.notes(), *notes, *budget.notes()],
+        notes=[*found.notes(), *notes, *budget.notes(f"the file has {format_size(size)}")],
     )
 
 

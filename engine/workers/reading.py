@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from engine.document import MAX_FIELD_CHARS, MAX_PARTS, Document, Page, Part
+from engine.document import MAX_FIELD_CHARS, MAX_PARTS, Document, Page, Part, cut_text, text_bytes
 from engine.model import Kind
 from engine.ports import Place, StageFailed
 from engine.reasons import Reason
+from engine.sizes import format_size
 
 #: A title longer than this is a paragraph.
 TITLE_CHARS: Final = 500
@@ -57,7 +59,8 @@ class Material:
     kind            what the source says it is
     prefix          of every name written into the outbox
     ocr             pages without text may be sent to OCR
-    max_text_chars  of the whole document
+    max_text_bytes  of the text of the whole document, as UTF-8
+    archive         the item as an open ZIP container within all bounds of archive.py, where it is one
     journal         write down each page as it is read (journal.py): the item has cost a worker before
     skip            numbers of pages that are not to be touched: they have cost a worker its life
     """
@@ -68,8 +71,9 @@ class Material:
     kind: Kind
     prefix: str
     ocr: bool
-    max_text_chars: int
+    max_text_bytes: int
     place: Place
+    archive: zipfile.ZipFile | None = None
     journal: bool = False
     skip: frozenset[int] = frozenset()
 
@@ -98,7 +102,8 @@ class Material:
 
 @dataclass(slots=True)
 class Budget:
-    """Characters that the document may still take. `notes` says so when something was cut off."""
+    """Bytes of UTF-8 that the text of the document may still take, which is as many characters at most. What was cut
+    off is never silently so: it ends the document, and `notes` says it."""
 
     limit: int
     left: int = field(init=False)
@@ -110,15 +115,25 @@ class Budget:
     def take(self, text: str) -> str:
         """As much of the cleaned text as fits."""
         text = clean(text)
-        if len(text) > self.left:
-            self.cut = True
-            text = text[: self.left]
-        self.left -= len(text)
-        return text
+        kept = cut_text(text, self.left)
+        if len(kept) < len(text):
+            # A letter that did not fit is no reason to take the next that does.
+            self.cut, self.left = True, 0
+        else:
+            self.left -= text_bytes(kept)
+        return kept
 
-    def notes(self) -> list[str]:
-        """The note that the text was cut, if it was."""
-        return [f"the text was cut at {self.limit} characters"] if self.cut else []
+    def joined(self, texts: Iterable[str]) -> str:
+        """Texts that were taken, with an empty line between each two; for these lines there is no more room than for
+        anything else."""
+        text = "\n\n".join(filter(None, texts))
+        kept = cut_text(text, self.limit)
+        self.cut = self.cut or len(kept) < len(text)
+        return kept
+
+    def notes(self, of: str = "") -> list[str]:
+        """The note that the text was cut, if it was. of: how much there is, as in "the file has 31 MB"."""
+        return [f"partial: the text was cut at {format_size(self.limit)}{of and f'; {of}'}"] if self.cut else []
 
 
 @dataclass(slots=True)

@@ -328,13 +328,13 @@ def test_breaks_and_empty_paragraphs_take_no_room(desk: Desk) -> None:
     table = b"<w:tbl>" + b"<w:tr><w:tc><w:p/></w:tc></w:tr>" * 500 + b"</w:tbl>"
     docx = bombs.docx([words[0], b"<w:p/>" * 2_000, table, words[1]])
     assert text_of(desk.read(docx, "a.docx")) == "one\n\ntwo"
-    page, story = markup._Page(100), read_docx._Story(100)
+    page, story = markup._Page(100), read_docx._Story(10_000, {})
     page.data("one")
     for _ in range(1_000):
         page.start("p", {})
         page.start("br", {})
-        story.start(f"{read_docx._WORD_SPACES[0]}p", {})
-        story.end(f"{read_docx._WORD_SPACES[0]}p")
+        story.start(f"{read_docx._SPACES['w'][0]} p", {})
+        story.end(f"{read_docx._SPACES['w'][0]} p")
     assert len(page._pieces) == len(story._frames[0].pieces) == 2
     page.start("li", {})
     for _ in range(1_000):

@@ -244,3 +244,23 @@ def test_each_kind_of_lie_about_a_chunk_is_refused(field: str, lie: object) -> N
     fields[["kind", "text", "keywords", "page"].index(field)] = lie
     with pytest.raises(MalformedMessage):
         chunk_fields(fields)
+
+
+def test_what_ocr_adds_beyond_the_limit_is_cut_page_by_page() -> None:
+    """In bytes and whole letters, with a note of where, and of how much there was; footers are gone with their ends."""
+    pages = tuple(
+        Page(number=number, text=text, header=1, footer=1) for number, text in enumerate(("Köln", "é€é", "x"), 1)
+    )
+    document = Document(kind=Kind.FILE, media_type="application/pdf", title="t", pages=pages)
+    assert under_test.cut_to_limit(document, 13) is document
+    cut = under_test.cut_to_limit(document, 8)
+    assert [(page.text, page.header, page.footer) for page in cut.pages] == [("Köln", 1, 1), ("é", 1, 0), ("", 0, 0)]
+    assert cut.notes == ("partial: the text was cut at 8 B on page 2; in all it has 13 B",)
+
+
+@pytest.mark.parametrize("text", ["", "word", "Köln am Rhein", "粉挽き", "a😀b", "\n\n"])
+def test_a_cut_text_is_its_longest_beginning_that_fits(text: str) -> None:
+    """At every limit."""
+    for limit in range(20):
+        begins = [text[:length] for length in range(len(text) + 1)]
+        assert under_test.cut_text(text, limit) == [begin for begin in begins if len(begin.encode()) <= limit][-1]

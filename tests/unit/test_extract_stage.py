@@ -66,18 +66,58 @@ def test_only_a_slash_separates_in_an_items_own_name(desk: Desk, name: str, titl
 
 
 def test_text_beyond_the_limit_is_cut_and_said_so(tmp_path: Path) -> None:
-    """Never silently."""
-    desk = Desk(tmp_path, {"ocr": True, "max_text_chars": 100})
+    """Never silently, whatever kind it is; and it is listed as partial."""
+    desk = Desk(tmp_path, {"ocr": True, "max_text_bytes": 100})
+    words = "word " * 40
+    mail = "From: a@b.c\nSubject: s\n"
+    events = "".join(f"BEGIN:VEVENT\nSUMMARY:{words}\nEND:VEVENT\n" for _ in range(3))
     for data, name in (
         (b"x" * 101, "a.txt"),
-        (b"<html><body><p>" + b"word " * 40, "a.html"),
-        (pdf_of("word " * 40, "more"), "a.pdf"),
-        (b"From: a@b.c\nSubject: s\n\n" + b"word " * 40, "a.eml"),
+        (b"a,b\nc,d\n" * 20, "a.csv"),
+        (f"<html><body><p>{words}".encode(), "a.html"),
+        (f"<?xml version='1.0'?><a><b>{words}</b></a>".encode(), "a.xml"),
+        (pdf_of(words, "more"), "a.pdf"),
+        (bombs.docx([f"<w:p><w:r><w:t>{words}</w:t></w:r></w:p>".encode()]), "a.docx"),
+        (f"{mail}\n{words}".encode(), "a.eml"),
+        (f"{mail}Content-Type: text/html\n\n<p>{words}".encode(), "a.eml"),
+        (f"BEGIN:VCALENDAR\n{events}END:VCALENDAR\n".encode(), "a.ics"),
     ):
         document = desk.read(data, name)
-        assert len(text_of(document)) <= 101, name
-        assert any("cut at 100 characters" in note for note in document.notes), name
+        assert 90 < sum(len(page.text) for page in document.pages) <= 100, name
+        assert any(note.startswith("partial: the text was cut at 100 B") for note in document.notes), name
     assert not desk.read(b"x" * 100, "a.txt").notes
+
+
+def test_the_limit_counts_bytes_and_parts_no_letter(tmp_path: Path) -> None:
+    """A megabyte of Japanese is a third as many characters as one of English."""
+    desk = Desk(tmp_path, {"max_text_bytes": 100})
+    document = desk.read("粉挽き".encode() * 12, "a.txt")
+    assert text_of(document) == "粉挽き" * 11
+    assert document.notes == ("partial: the text was cut at 100 B; the file has 108 B",)
+    assert not desk.read("粉挽き".encode() * 11, "a.txt").notes
+
+
+def test_the_pages_beyond_the_limit_are_named(tmp_path: Path) -> None:
+    """Also where the limit falls between two pages."""
+    desk = Desk(tmp_path, {"max_text_bytes": 9})
+    document = desk.read(pdf_of("page one", "page two", "page three"), "a.pdf")
+    assert [page.text for page in document.pages] == ["page one", "p"]
+    assert document.notes == ("partial: the text was cut at 9 B", "pages 3 to 3 were left out")
+    desk = Desk(tmp_path / "b", {"max_text_bytes": 8})
+    document = desk.read(pdf_of("page one", "page two"), "a.pdf")
+    assert document.notes == ("partial: the text was cut at 8 B", "pages 2 to 2 were left out")
+
+
+def test_the_lines_between_the_parts_of_a_text_count_too(tmp_path: Path) -> None:
+    """Two bodies that fit just so do not fit with what parts them."""
+    desk = Desk(tmp_path, {"max_text_bytes": 10})
+    head = b"From: a@b.c\nContent-Type: multipart/mixed; boundary=x\n\n"
+    mail = (
+        head + b"".join(b"--x\nContent-Type: text/plain\n\n%b\n" % body for body in (b"12345", b"12345")) + b"--x--\n"
+    )
+    document = desk.read(mail, "a.eml")
+    assert text_of(document) == "12345\n\n123"
+    assert document.notes == ("partial: the text was cut at 10 B",)
 
 
 def test_what_cannot_be_stored_does_not_leave_the_stage(desk: Desk) -> None:
@@ -302,4 +342,4 @@ def test_every_real_mail_becomes_a_document(corpus: Path, tmp_path: Path) -> Non
 def test_options_have_defaults() -> None:
     """A limit above the document's own is no limit."""
     assert isinstance(extract.open_stage({}), extract.ExtractStage)
-    assert isinstance(extract.open_stage({"ocr": False, "max_text_chars": 10**12}), extract.ExtractStage)
+    assert isinstance(extract.open_stage({"ocr": False, "max_text_bytes": 10**12}), extract.ExtractStage)

@@ -46,6 +46,11 @@ def test_a_worker_loads_what_its_life_needs_and_no_more() -> None:
     }
 
 
+def test_the_reader_of_docx_loads_no_heavy_package() -> None:
+    """A worker of office texts stays as small as it was: Python's own parser does for them."""
+    assert not loaded_by("engine.workers.read_docx")[0] & HEAVY
+
+
 def test_the_check_can_fail() -> None:
     """A package that is loaded is seen."""
     assert "numpy" in loaded_by("numpy")[0] & HEAVY
