@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shutil
@@ -418,3 +419,36 @@ def test_words_are_put_together_as_their_script_is_written() -> None:
     assert recognisers._reading_of({name: [] for name in names}) == Reading(
         text="", confidence=100.0, words=0, weight=0
     )
+
+
+# --- scripts ---------------------------------------------------------------------------------------------------------
+
+SCRIPTS = {
+    "deu": "Größere Bäume süßer Äpfel überragen die Straße",
+    "ell": "Η νύχτα είναι ήσυχη στο λιμάνι",
+    "rus": "Ночью в гавани тихо и темно",
+    "ara": "الليل هادئ في الميناء",
+    "hin": "रात में बंदरगाह शांत है",
+    "jpn": "夜の港はとても静かです",
+    "chi_sim": "夜晚的港口非常安静",
+}
+
+
+@pytest.mark.parametrize("backend", ["tesserocr", "pytesseract"])
+@pytest.mark.parametrize("language", list(SCRIPTS))
+def test_each_script_comes_through(language: str, backend: str, tmp_path: Path) -> None:
+    """Letter by letter, in the order in which it is read, whichever folder its data is in."""
+    require(backend)
+    try:
+        find_tessdata([language])
+    except StageFailed as error:
+        pytest.skip(error.failure.detail)
+    pdf = pymupdf.open()
+    page = pdf.new_page(width=400, height=150)
+    page.insert_htmlbox(pymupdf.Rect(30, 30, 370, 120), f'<p style="font-size:16px">{SCRIPTS[language]}</p>')
+    pixels = page.get_pixmap(dpi=200, colorspace=pymupdf.csGRAY)
+    reader = Reader(tmp_path)
+    reader.stage = ocr.open_stage({"languages": [language], "backend": backend})
+    reader.put(encoded(Image.frombytes("L", (pixels.width, pixels.height), pixels.samples), "PNG"))
+    read = reader.page(1, "image/png").text
+    assert difflib.SequenceMatcher(None, read, SCRIPTS[language], autojunk=False).ratio() > 0.9
