@@ -150,9 +150,11 @@ def is_blank(picture: Picture) -> bool:
 
 def lighten(picture: Picture) -> Picture:
     """Dark letters on light, evenly lit paper; the picture itself where it is that already."""
-    ink = picture <= _threshold_of(picture)
-    if ink.mean() > _INVERTED_SHARE and len(_pieces(~ink)) > len(_pieces(ink)):
-        picture = 255 - picture
+    threshold = _threshold_of(picture)
+    if (picture[::4, ::4] <= threshold).mean() > _INVERTED_SHARE:
+        ink = picture <= threshold
+        if len(_pieces(~ink)) > len(_pieces(ink)):
+            picture = 255 - picture
     return _evened(picture)
 
 
@@ -177,7 +179,7 @@ def lay_out(picture: Picture, look: Look) -> Sheet:
         method = PIL.Image.Resampling.BILINEAR if scale > 1 else PIL.Image.Resampling.BICUBIC
         image = image.resize(size, method, reducing_gap=3.0)
     if look.skew:
-        image = image.rotate(-look.skew, PIL.Image.Resampling.BICUBIC, fillcolor=255)
+        image = image.rotate(-look.skew, PIL.Image.Resampling.BILINEAR, fillcolor=255)
     image = image.filter(ImageFilter.Kernel(*_SMOOTH))
     return Sheet(gray=image.tobytes(), width=image.width, height=image.height, dpi=PAGE_DPI, pieces=look.pieces)
 
@@ -224,7 +226,7 @@ def _best(score: Callable[[float], float], candidates: Iterable[float]) -> float
 
 def _threshold_of(picture: Picture) -> int:
     """Grays up to here are ink (N. Otsu 1979, "A threshold selection method from gray-level histograms")."""
-    counts = numpy.bincount(picture[::2, ::2].ravel(), minlength=256).astype(numpy.float64)
+    counts = numpy.bincount(picture[::3, ::3].ravel(), minlength=256).astype(numpy.float64)
     below, moments = counts.cumsum(), (counts * numpy.arange(256)).cumsum()
     parts = below * (below[-1] - below)
     between = (moments[-1] * below / below[-1] - moments) ** 2 / numpy.maximum(parts, 1.0)
@@ -259,7 +261,8 @@ def _evened(picture: Picture) -> Picture:
     cells = (-(-width // tile) * _CELLS, -(-height // tile) * _CELLS)
     if cells[0] > width or cells[1] > height:
         return picture
-    light = PIL.Image.fromarray(picture).resize(cells, PIL.Image.Resampling.BOX)
+    every = 2 if cells[0] * 4 <= width and cells[1] * 4 <= height else 1
+    light = PIL.Image.fromarray(picture[::every, ::every]).resize(cells, PIL.Image.Resampling.BOX)
     light = light.filter(ImageFilter.MaxFilter(2 * _CELLS + 1))
     dim, bright = numpy.percentile(numpy.asarray(light), (5, 95))
     if dim >= _EVEN * bright:
