@@ -31,6 +31,8 @@ MAX_FIELD_CHARS = 4_000
 MAX_FACTS = 100
 #: Notes of one document.
 MAX_NOTES = 100
+#: Characters of one chunk, and of its keywords.
+MAX_CHUNK_CHARS, MAX_KEYWORDS_CHARS = 100_000, 400_000
 
 #: What a terminal obeys, or takes for the end of a line. Direction marks stay: names in some scripts need them.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -174,20 +176,22 @@ class Chunk:
     keywords: str
     page: int = 0
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON-able form, read back by `from_json`."""
-        return asdict(self)
+    def to_json(self) -> list[Any]:
+        """JSON-able form, read back by `chunk_fields`: a list, as there are many of them."""
+        return [self.kind, self.text, self.keywords, self.page]
 
-    @staticmethod
-    def from_json(value: object) -> Chunk:
-        """Raises MalformedMessage for anything that `to_json` would not have written."""
-        table = _table(value, "chunk")
-        return Chunk(
-            kind=_enum(ChunkKind, table.get("kind")),
-            text=_text(table, "text", 100_000),
-            keywords=_text(table, "keywords", 400_000),
-            page=_count(table, "page"),
-        )
+
+def chunk_fields(value: object) -> tuple[str, str, str, int]:
+    """(kind, text, keywords, page) of `Chunk.to_json`. Raises MalformedMessage for anything else."""
+    if not isinstance(value, list) or len(value) != 4:
+        raise MalformedMessage("chunk is not a list of 4")
+    kind, text, keywords, page = value
+    return (
+        _enum(ChunkKind, kind).value,
+        _checked(text, "chunk.text", MAX_CHUNK_CHARS),
+        _checked(keywords, "chunk.keywords", MAX_KEYWORDS_CHARS),
+        _whole(page, "chunk.page"),
+    )
 
 
 def cut_to_limit(document: Document) -> Document:
@@ -261,9 +265,14 @@ def _list(table: Mapping[str, Any], name: str, limit: int) -> list[object]:
 
 
 def _text(table: Mapping[str, Any], name: str, limit: int) -> str:
-    value = table.get(name)
+    return _checked(table.get(name), name, limit)
+
+
+def _checked(value: object, name: str, limit: int) -> str:
     if not isinstance(value, str) or len(value) > limit:
         raise MalformedMessage(f"{name} is not a text of at most {limit} characters")
+    if value.isascii():
+        return value
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -277,7 +286,10 @@ def _short(table: Mapping[str, Any], name: str) -> str:
 
 
 def _count(table: Mapping[str, Any], name: str) -> int:
-    value = table.get(name, 0)
+    return _whole(table.get(name, 0), name)
+
+
+def _whole(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
         raise MalformedMessage(f"{name} is not a count")
     return value

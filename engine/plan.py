@@ -48,6 +48,7 @@ class Plan:
 def make_plan(settings: Settings) -> Plan:
     """What the settings mean for every item."""
     spec = embedders.spec_of(settings.embedder)
+    cut = {"measure": spec.measure_name, "max_tokens": spec.max_tokens}
     languages = "+".join(settings.ocr_languages) if settings.ocr == "auto" else "off"
     return Plan(
         extracts=(str(versions.EXTRACT), f"{versions.EXTRACT}+{languages}"),
@@ -57,9 +58,9 @@ def make_plan(settings: Settings) -> Plan:
         dim=spec.dim,
         ocr=settings.ocr == "auto",
         options={
-            Stage.EXTRACT: {"ocr": True},
+            Stage.EXTRACT: {"ocr": True, "cut": cut, "cut_unread": settings.ocr != "auto"},
             Stage.OCR: {"languages": list(settings.ocr_languages), "backend": settings.ocr_backend},
-            Stage.CHUNK: {"measure": spec.measure_name, "max_tokens": spec.max_tokens},
+            Stage.CHUNK: cut,
             Stage.EMBED: {"embedder": settings.embedder},
             Stage.INDEX: {},
         },

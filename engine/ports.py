@@ -463,8 +463,8 @@ class Ledger(Protocol):
         """The attachments found in an item, compared with those known from before; the missing ones are gone."""
         ...
 
-    def has_parts(self, item: ItemId) -> bool:
-        """Attachments of this item are known."""
+    def with_parts(self, found: Sequence[ItemId]) -> set[ItemId]:
+        """Those of these items of which attachments are known."""
         ...
 
     def pending(

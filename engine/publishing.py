@@ -19,6 +19,9 @@ from indexes.writer import Writer
 
 #: Published together: a transaction costs little, and what is found a moment sooner is found a moment sooner.
 PUBLISH_ITEMS, PUBLISH_SECONDS = 200, 5.0
+#: Characters of chunks that are held in memory until they are published: of 32 open users 100 MB with their keywords.
+#: What is beyond goes through the index's database, at three times the cost.
+HELD_CHARS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,28 @@ class Publisher:
         self._removals: set[records.ItemKey] = set() if remove_nothing else set(removed)
         self._published_at = now
         self.ready: list[Item] = []
+        self._held_chars = 0
+
+    def add(self, item: Item, chunks: tuple[records.Chunk, ...] | None = None) -> None:
+        """The item is ready: its chunks as they were just cut, or None when they are in the index's database."""
+        if chunks is not None:
+            item.chunks = chunks
+            self._held_chars += item.held_chars
+            if self._held_chars > HELD_CHARS and self._waits_for_all:
+                self.lay_by(item)
+        self.ready.append(item)
+
+    def lay_by(self, item: Item) -> None:
+        """Put the chunks that are held of an item into the index's database."""
+        if item.chunks is not None:
+            self._writer.save_chunks(*item.key, self._plan.chunking, item.chunks)
+            self._held_chars -= item.held_chars
+            item.chunks = None
+
+    @property
+    def _waits_for_all(self) -> bool:
+        """Nothing is published before everything is: the embedding model changes."""
+        return self._writer.model not in ("", self._plan.model)
 
     @property
     def has_removals(self) -> bool:
@@ -71,10 +96,11 @@ class Publisher:
         """Enough has gathered, or some time has passed, or nothing more is coming (`quiet`; `last`: in this turn)."""
         if not (self.ready or self._removals):
             return False
-        if self._writer.model not in ("", self._plan.model) and not quiet:
+        if self._waits_for_all and not quiet:
             return False
         late = now - self._published_at >= PUBLISH_SECONDS
-        return len(self.ready) >= PUBLISH_ITEMS or late or quiet or last
+        many = len(self.ready) >= PUBLISH_ITEMS or self._held_chars > HELD_CHARS
+        return many or late or quiet or last
 
     def publish(self, now: float, is_live: Callable[[Item], bool]) -> Published:
         """Publish all that is ready; items that are not live any more are passed over."""
@@ -88,6 +114,7 @@ class Publisher:
         self._ledger.published(self._run, self._user, generation, _moves(published), departed)
         self._removals.clear()
         self._published_at = now
+        self._held_chars = 0
         done = {item.key for item in published}
         return Published(
             items=tuple(published),
@@ -98,10 +125,13 @@ class Publisher:
     def _entries(self, items: Iterator[Item], published: list[Item]) -> Iterator[records.Entry]:
         """One after the other, as the transaction takes them in: chunks of many items are never held together."""
         for item in items:
-            read = self._writer.find_read(*item.key)
-            if read is not None and read.chunks is not None:
+            chunks, item.chunks = item.chunks, None
+            if chunks is None:
+                read = self._writer.find_read(*item.key)
+                chunks = read.chunks if read is not None else None
+            if chunks is not None:
                 published.append(item)
-                yield self._entry(item, read.chunks)
+                yield self._entry(item, chunks)
 
     def _entry(self, item: Item, chunks: tuple[records.Chunk, ...]) -> records.Entry:
         record = item.record

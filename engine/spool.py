@@ -107,8 +107,8 @@ def written_by(pid: int, home: Path, most: int) -> int:
 def _maps_removed(pid: int, home: Path) -> bool:
     try:
         with open(f"/proc/{pid}/maps", "rb") as file:
-            own, removed = os.fsencode(home), b" (deleted)\n"
-            return any(line.endswith(removed) and own in line for line in file)
+            maps, own, removed = file.read(), os.fsencode(home), b" (deleted)"
+        return removed in maps and any(line.endswith(removed) and own in line for line in maps.splitlines())
     except OSError:
         # Not on Linux, or its process has just ended.
         return False

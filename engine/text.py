@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 import Stemmer
 
-from engine.document import Chunk, ChunkKind, Document
+from engine.document import Chunk, ChunkKind, Document, Page
 from engine.model import Kind
 
 #: Facts that identify or count and are no words of the item: kept beside it, never in the text of a chunk.
@@ -45,22 +45,31 @@ _LANGUAGES: Final = {
 }
 #: The most frequent function words of each language, as `normalise` leaves them. They only tell languages apart.
 _STOP_WORDS: Final = {
-    "en": "the of and to in is that it for was with on as are this be have from not by at you i we or an which",
-    "de": "der die das und ist nicht ein eine zu den mit von auf fur im dem des sich auch wir sie es ich werden wird",
-    "fr": "le la les et est des un une du dans que pour pas qui sur avec au ce nous vous je ne par il sont plus",
-    "es": "el la los las y es de un una en que para no por con del se su al lo como mas este pero son esta",
-    "it": "il la di e che un una per non con del della sono nel si come alla dei gli piu questo anche ho le ha",
-    "nl": "de het een en van is niet dat op te zijn voor met aan er ook die wij ik je bij maar naar hebben wordt",
-    "pt": "o a os as e de um uma que para nao com do da em por no na se mais como ao foi sao esta",
-    "ru": "и в не на я что он с это как а но по к у из за от для мы вы они был его она так же",
+    language: frozenset(words.split())
+    for language, words in {
+        "en": "the of and to in is that it for was with on as are this be have from not by at you i we or an which",
+        "de": "der die das und ist nicht ein eine zu den mit von auf fur im dem des sich auch wir sie es ich werden wird",
+        "fr": "le la les et est des un une du dans que pour pas qui sur avec au ce nous vous je ne par il sont plus",
+        "es": "el la los las y es de un una en que para no por con del se su al lo como mas este pero son esta",
+        "it": "il la di e che un una per non con del della sono nel si come alla dei gli piu questo anche ho le ha",
+        "nl": "de het een en van is niet dat op te zijn voor met aan er ook die wij ik je bij maar naar hebben wordt",
+        "pt": "o a os as e de um uma que para nao com do da em por no na se mais como ao foi sao esta",
+        "ru": "и в не на я что он с это как а но по к у из за от для мы вы они был его она так же",
+    }.items()
+}
+#: The languages that have the word among theirs.
+_SPEAKERS: Final = {
+    word: tuple(language for language, words in _STOP_WORDS.items() if word in words)
+    for word in frozenset().union(*_STOP_WORDS.values())
 }
 
 _ACCENTS = re.compile(
     # Combining marks of Latin, Greek and Cyrillic, except the breve of й; Hebrew and Arabic points.
-    r"(?<!и)[\u0300-\u036f]|(?<=и)[\u0300-\u0305\u0307-\u036f]|[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c7\u064b-\u0652\u0670]"
+    r"[\u0300-\u036f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c7\u064b-\u0652\u0670](?<!и\u0306)"
 )
 #: Letters that have no decomposition, though people type them without their stroke.
 _STROKES: Final = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe", "ı": "i", "ð": "d", "þ": "th"})
+_STROKED = re.compile("[" + "".join(map(chr, _STROKES)) + "]")
 #: Word characters, and the vowel signs of Indic and South-East Asian scripts, which Python does not count as such.
 _WORD = re.compile(
     r"(?:[^\W_]|[\u0300-\u036f\u0900-\u0903\u093a-\u094f\u0951-\u0957\u0962\u0963\u0981-\u0983\u09bc-\u09cd\u0a01-\u0a03"
@@ -68,6 +77,10 @@ _WORD = re.compile(
     r"\u0c81-\u0c83\u0cbc-\u0ccd\u0d00-\u0d03\u0d3b-\u0d4d\u0dca-\u0ddf\u0e31-\u0e3a\u0e47-\u0e4e\u0eb1-\u0ebc"
     r"\u0ec8-\u0ecd\u102b-\u103e\u1056-\u109d\u17b4-\u17d3\u3099\u309a])+"
 )
+#: The same for texts that are all ASCII, and for those without such signs: many times as fast.
+_ASCII_WORD = re.compile(r"[a-z0-9]+")
+_BARE_WORD = re.compile(r"[^\W_]+")
+_SIGNS = re.compile(r"[\u0300-\u036f\u0900-\u17d3\u3099\u309a]")
 #: Scripts written without spaces (and Hangul, whose words grow endings): indexed by single characters and pairs.
 _DENSE = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff\u3400-\u4dbf"
@@ -76,6 +89,7 @@ _DENSE = re.compile(
 _FIRST_DENSE: Final = "\u0e00"
 
 _SENTENCE_END = re.compile(r"[.!?…][)\]\"'”’»]*\s+|[。！？]+\s*|\n[ \t\r]*\n\s*")
+_DIGITS = re.compile(r"\d+")
 #: Where a chunk may end, the best kind of place first: after a paragraph, a sentence, a line, a word.
 _BREAKS: Final = (
     re.compile(r"\n[ \t\r]*\n\s*"),
@@ -92,6 +106,10 @@ class Measure(Protocol):
         """Where each token stands in `text`, as (start, end) in characters, in order."""
         ...
 
+    def reach(self, text: str, start: int, end: int, tokens: int) -> int:
+        """How far the first `tokens` tokens of text[start:end] go: to where the next one begins, or to `end`."""
+        ...
+
 
 # --- keywords --------------------------------------------------------------------------------------------------------
 
@@ -101,41 +119,63 @@ def normalise(text: str) -> str:
 
     й stays й: it is a letter of its own, and the Russian stemmer needs it. ё becomes е, as it is usually typed.
     """
+    if text.isascii():
+        return text.lower()
     folded = unicodedata.normalize("NFKC", text).casefold()
     if folded.isascii():
         return folded
-    bare = _ACCENTS.sub("", unicodedata.normalize("NFKD", folded))
-    return unicodedata.normalize("NFC", bare).translate(_STROKES)
+    bare = unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFKD", folded)))
+    return bare.translate(_STROKES) if _STROKED.search(bare) else bare
 
 
-def guess_language(words: Sequence[str]) -> str:
+def guess_language(words: Iterable[str]) -> str:
     """The language, as two letters, whose function words are most frequent among normalised `words`; else "en"."""
-    counts = Counter(words)
-    best, score = "en", 0
-    for language, stop_words in _STOP_WORDS.items():
-        found = sum(counts[word] for word in stop_words.split())
-        if found > score:
-            best, score = language, found
-    return best
+    found = dict.fromkeys(_STOP_WORDS, 0)
+    for word, count in Counter(filter(_SPEAKERS.__contains__, words)).items():
+        for language in _SPEAKERS[word]:
+            found[language] += count
+    return max(found, key=found.__getitem__)
+
+
+class Stemming:
+    """Keyword tokens, with stemmers that remember the words they have seen. Not for use by two threads."""
+
+    def __init__(self) -> None:
+        self._stemmers: dict[str, Stemmer.Stemmer] = {}
+
+    def keywords(self, text: str) -> list[str]:
+        """The keyword tokens of a text, in order, repeated as often as they stand there.
+
+        Words of any script, stemmed in the language that the text seems to be in; for scripts without spaces every
+        character and every pair of neighbours. A token holds neither blanks nor punctuation.
+        """
+        normalised = normalise(text)
+        words = _words(normalised)
+        if not words:
+            return []
+        language = guess_language(words)
+        stemmer = self._stemmers.get(language)
+        if stemmer is None:
+            stemmer = self._stemmers[language] = _stemmer(language)
+        if not _DENSE.search(normalised):
+            if len(max(words, key=len)) > MAX_KEYWORD_CHARS:
+                words = [word[:MAX_KEYWORD_CHARS] for word in words]
+            found: list[str] = stemmer.stemWords(words)
+            return found
+        found = []
+        for word in words:
+            for piece, dense in _pieces(word):
+                if dense:
+                    found.extend(piece)
+                    found.extend(_pairs(piece))
+                else:
+                    found.append(stemmer.stemWord(piece[:MAX_KEYWORD_CHARS]))
+        return found
 
 
 def keywords(text: str) -> list[str]:
-    """The keyword tokens of a text, in order, repeated as often as they stand there.
-
-    Words of any script, stemmed in the language that the text seems to be in; for scripts without spaces every
-    character and every pair of neighbours. A token holds neither blanks nor punctuation.
-    """
-    words = _words(normalise(text))
-    stem = _stemmer(guess_language(words))
-    found: list[str] = []
-    for word in words:
-        for piece, dense in _pieces(word):
-            if dense:
-                found.extend(piece)
-                found.extend(_pairs(piece))
-            else:
-                found.append(stem.stemWord(piece[:MAX_KEYWORD_CHARS]))
-    return found
+    """The keyword tokens of one text: see `Stemming`, which is for many."""
+    return Stemming().keywords(text)
 
 
 def query_keywords(text: str) -> list[list[str]]:
@@ -162,7 +202,9 @@ def query_keywords(text: str) -> list[list[str]]:
 
 
 def _words(normalised: str) -> list[str]:
-    return _WORD.findall(normalised)
+    if normalised.isascii():
+        return _ASCII_WORD.findall(normalised)
+    return (_WORD if _SIGNS.search(normalised) else _BARE_WORD).findall(normalised)
 
 
 def _pieces(word: str) -> Iterator[tuple[str, bool]]:
@@ -203,7 +245,7 @@ def summary(text: str, sentences: int = 3) -> str:
         return " ".join(found)
     bags = [_words(normalise(sentence)) for sentence in found]
     language = guess_language([word for bag in bags for word in bag])
-    stop_words = set(_STOP_WORDS[language].split())
+    stop_words = _STOP_WORDS[language]
     topics = [{word for word in bag if word not in stop_words and len(word) > 1} for bag in bags]
     frequency = Counter(word for bag in bags for word in bag)
 
@@ -228,15 +270,19 @@ def _sentences(text: str) -> list[str]:
 # --- chunks ----------------------------------------------------------------------------------------------------------
 
 
-def chunks_of(document: Document, *, measure: Measure, max_tokens: int) -> tuple[Chunk, ...]:
+def chunks_of(
+    document: Document, *, measure: Measure, max_tokens: int, stemming: Stemming | None = None
+) -> tuple[Chunk, ...]:
     """Everything of a document that gets a vector. No chunk has more than `max_tokens` tokens by `measure`.
 
     Files: one or more FILE_SUM (title, facts, extractive summary: a picture without text is still found by its name)
     and the FILE_CHUNKs of every page. Mails: EMAIL_TITLE (subject, sender, recipients) and EMAIL_SUM (the whole mail).
-    Events: SCHEDULE_CONTEXT. What is too long becomes several chunks. Left out are outer blanks, and a chunk in which
-    there is no word: a line of dashes answers nothing.
+    Events: SCHEDULE_CONTEXT. What is too long becomes several chunks. Left out are outer blanks, running headers and
+    footers after the first page that they stand on, and a chunk in which there is no word: a line of dashes answers
+    nothing. stemming: of a caller that has many documents.
     """
-    pages = [(page.number, page.text) for page in document.pages]
+    stemming = stemming or Stemming()
+    pages = list(_bodies(document.pages))
     match document.kind:
         case Kind.MAIL:
             head = _labelled(document, ("sender", "recipients"))
@@ -252,11 +298,32 @@ def chunks_of(document: Document, *, measure: Measure, max_tokens: int) -> tuple
             parts = [(ChunkKind.FILE_SUM, 0, f"{head}\n{gist}")]
             parts += [(ChunkKind.FILE_CHUNK, number, text) for number, text in pages]
     return tuple(
-        Chunk(kind=kind, text=piece, keywords=" ".join(keywords(piece)), page=number)
+        Chunk(kind=kind, text=piece, keywords=" ".join(tokens), page=number)
         for kind, number, text in parts
         for piece in cut(text, measure=measure, max_tokens=max_tokens)
-        if _WORD.search(piece)
+        if (tokens := stemming.keywords(piece))
     )
+
+
+def _bodies(pages: Sequence[Page]) -> Iterator[tuple[int, str]]:
+    """(number, text) of each page, without the running headers and footers that an earlier page has shown already.
+
+    One that differs in its numbers only is the same: "Page 3", "Page 4".
+    """
+    seen: set[str] = set()
+    for page in pages:
+        if not (page.header or page.footer):
+            yield page.number, page.text
+            continue
+        lines = page.text.split("\n")
+        first, last = page.header, max(page.header, len(lines) - page.footer)
+        kept = lines[first:last]
+        for edge, at_top in ((lines[:first], True), (lines[last:], False)):
+            name = _DIGITS.sub("#", "\n".join(edge))
+            if name not in seen:
+                seen.add(name)
+                kept = [*edge, *kept] if at_top else [*kept, *edge]
+        yield page.number, "\n".join(kept)
 
 
 def cut(text: str, *, measure: Measure, max_tokens: int) -> Iterator[str]:
@@ -268,41 +335,36 @@ def cut(text: str, *, measure: Measure, max_tokens: int) -> Iterator[str]:
         raise ValueError(f"max_tokens = {max_tokens}; must be at least 1")
     at = 0
     while at < len(text):
-        size = _piece_size(text[at : at + BLOCK_CHARS], at + BLOCK_CHARS >= len(text), measure, max_tokens)
-        piece = text[at : at + size].strip()
+        stop = _piece_end(text, at, measure, max_tokens)
+        piece = text[at:stop].strip()
         if piece:
             yield piece
-        at += size
+        at = stop
 
 
-def _piece_size(window: str, last: bool, measure: Measure, max_tokens: int) -> int:
-    """How many characters from the start of `window` make the next piece; at least one."""
-    # Most pieces need far less than the window: measure a likely length first. 8 characters a token is generous.
-    likely = window[: max_tokens * 8]
-    if len(likely) < len(window):
-        spans = measure.spans(likely)
-        if len(spans) <= max_tokens:
-            spans = measure.spans(window)
-        else:
-            window, last = likely, False
-    else:
-        spans = measure.spans(window)
-    if len(spans) <= max_tokens and last:
-        return len(window)
-    limit = spans[max_tokens][0] if len(spans) > max_tokens else len(window)
-    size = _break_before(window, limit)
+def _piece_end(text: str, at: int, measure: Measure, max_tokens: int) -> int:
+    """Where the piece that begins at `at` ends; it has one character at least."""
+    end = min(len(text), at + BLOCK_CHARS)
+    limit = measure.reach(text, at, end, max_tokens)
+    if limit == len(text):
+        return limit
+    stop = _break_before(text, at, limit)
     # A word that is cut in its middle may be read as more tokens than it was before: measure what is left of it.
-    while size > 1 and len(measure.spans(window[:size].strip())) > max_tokens:
-        size = _break_before(window, size - max(1, size // 16))
-    return max(1, size)
+    while stop - at > 1 and not text[stop - 1].isspace() and _is_longer(text[at:stop].strip(), measure, max_tokens):
+        stop = _break_before(text, at, stop - max(1, (stop - at) // 16))
+    return max(at + 1, stop)
 
 
-def _break_before(window: str, limit: int) -> int:
-    """The best place to end a piece of `window` at or before `limit`, in its second half if there is one."""
-    half = limit // 2
+def _is_longer(piece: str, measure: Measure, max_tokens: int) -> bool:
+    return measure.reach(piece, 0, len(piece), max_tokens) < len(piece)
+
+
+def _break_before(text: str, at: int, limit: int) -> int:
+    """The best place to end a piece that begins at `at`, at or before `limit`, in its second half if there is one."""
+    half = at + (limit - at) // 2
     for pattern in _BREAKS:
         best = 0
-        for match in pattern.finditer(window, half, limit):
+        for match in pattern.finditer(text, half, limit):
             best = match.end()
         if best:
             return best

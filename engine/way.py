@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import PurePath
 
-from engine.document import Chunk
+from engine.document import chunk_fields
 from engine.model import Failure, Fingerprint, ItemId, Kind, Stage, UserId
 from engine.policy import estimates, spool
 from engine.policy.estimates import Estimate
@@ -39,6 +39,8 @@ class Item:
     """An item on its way: small, whatever the size of its document.
 
     pages_left  pages that wait for OCR -> their pixels, 0 where unknown
+    has_parts   the ledger knows attachments of it
+    chunks      those that are held until they are published; None: they are in the index's database, if there are any
     """
 
     record: ItemRecord
@@ -52,6 +54,14 @@ class Item:
     partial: bool = False
     pages_left: dict[int, int] = field(default_factory=dict)
     missing: set[bytes] = field(default_factory=set)
+    chunks: tuple[records.Chunk, ...] | None = None
+    has_parts: bool = False
+    extraction: Estimate | None = None
+
+    @property
+    def held_chars(self) -> int:
+        """Characters of the chunks that are held."""
+        return sum(len(chunk.text) for chunk in self.chunks or ())
 
     @property
     def key(self) -> records.ItemKey:
@@ -149,10 +159,13 @@ def attempt_of(item: ItemId, stage: Stage, part: str, failure: Failure | None, c
 
 
 def extraction_of(item: Item) -> Estimate:
-    """What extracting the item is expected to take."""
-    record = item.record
-    is_mail = record.kind is Kind.MAIL
-    return estimates.extraction(size_bytes=record.size_bytes, ending=ending_of(record), is_mail=is_mail)
+    """What extracting the item is expected to take, found out once."""
+    if item.extraction is None:
+        record = item.record
+        is_mail = record.kind is Kind.MAIL
+        ending = ending_of(record)
+        item.extraction = estimates.extraction(size_bytes=record.size_bytes, ending=ending, is_mail=is_mail)
+    return item.extraction
 
 
 def chunking_of(item: Item) -> Estimate:
@@ -206,9 +219,10 @@ def date_of(item: Item) -> float | None:
     return item.record.modified or None
 
 
-def record_of(chunk: Chunk) -> records.Chunk:
-    """The chunk as the index takes it."""
-    return records.Chunk(kind=chunk.kind.value, text=chunk.text, keywords=chunk.keywords, page=chunk.page)
+def chunk_of(value: object) -> records.Chunk:
+    """A chunk as a worker wrote it, as the index takes it. Raises MalformedMessage."""
+    kind, text, keywords, page = chunk_fields(value)
+    return records.Chunk(kind=kind, text=text, keywords=keywords, page=page)
 
 
 def prefix_of(unit: Unit, index: int) -> str:

@@ -494,12 +494,20 @@ class Writer:
         return rows == [(chunk.kind, chunk.text, chunk.keywords, chunk.page) for chunk in chunks]
 
     def _insert_chunks(self, item: int, chunks: Sequence[Chunk]) -> None:
-        for chunk in chunks:
-            added = self._db.execute(
-                "INSERT INTO chunks (item, kind, page, text_hash, text) VALUES (?, ?, ?, ?, ?)",
-                (item, chunk.kind, chunk.page, text_hash(chunk.text), chunk.text),
-            )
-            self._db.execute("INSERT INTO words (rowid, keywords) VALUES (?, ?)", (added.lastrowid, chunk.keywords))
+        # Two statements for all of them: the ids are those that AUTOINCREMENT would give next.
+        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'chunks'").fetchone()
+        first = row[0] + 1 if row is not None else 1
+        self._db.executemany(
+            "INSERT INTO chunks (id, item, kind, page, text_hash, text) VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                (number, item, chunk.kind, chunk.page, text_hash(chunk.text), chunk.text)
+                for number, chunk in enumerate(chunks, first)
+            ),
+        )
+        self._db.executemany(
+            "INSERT INTO words (rowid, keywords) VALUES (?, ?)",
+            ((number, chunk.keywords) for number, chunk in enumerate(chunks, first)),
+        )
 
     def _delete_chunks(self, item: int) -> None:
         self._db.execute("DELETE FROM words WHERE rowid IN (SELECT id FROM chunks WHERE item = ?)", (item,))

@@ -213,10 +213,10 @@ class SqlLedger:
             new=change.new, changed=change.changed, unchanged=unchanged, gone=tuple(change.gone), held=0
         )
 
-    def has_parts(self, item: ItemId) -> bool:
-        """Attachments of this item are known."""
+    def with_parts(self, found: Sequence[ItemId]) -> set[ItemId]:
+        """Those of these items of which attachments are known."""
         with self._database.read() as connection:
-            return connection.execute(select(items.c.id).where(items.c.parent_id == item).limit(1)).first() is not None
+            return {ItemId(parent) for (parent,) in connection.exec_driver_sql(_WITH_PARTS, (json.dumps(found),))}
 
     # --- work ----------------------------------------------------------------------------------------------------
 
@@ -535,6 +535,9 @@ class SqlLedger:
         if leaving:
             these = json.dumps(leaving)
             connection.exec_driver_sql(depart("id IN (SELECT value FROM json_each(?))"), (these,))
+
+
+_WITH_PARTS: Final = "SELECT DISTINCT parent_id FROM items WHERE parent_id IN (SELECT value FROM json_each(?))"
 
 
 def check_user_name(user: str) -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from engine.model import Stage
 
 #: Small items go together until they take about so long: a unit costs a few milliseconds of its own.
-UNIT_SECONDS = {Stage.EXTRACT: 0.1, Stage.OCR: 6.0, Stage.CHUNK: 0.3, Stage.EMBED: 2.0}
+UNIT_SECONDS = {Stage.EXTRACT: 0.25, Stage.OCR: 6.0, Stage.CHUNK: 0.3, Stage.EMBED: 2.0}
 #: Orders of one unit; a message has to hold them all.
-UNIT_ORDERS = {Stage.EXTRACT: 16, Stage.OCR: 16, Stage.CHUNK: 32, Stage.EMBED: 256}
+UNIT_ORDERS = {Stage.EXTRACT: 32, Stage.OCR: 16, Stage.CHUNK: 32, Stage.EMBED: 256}
 #: Embedding waits until a batch is worth a lease, unless nothing else is left to wait for.
 WORTHWHILE_TEXTS = 48
 #: Items on their way at once, per user. Beyond, nothing new is begun: what was begun is held as rows and small records.

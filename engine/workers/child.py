@@ -121,13 +121,20 @@ class _Home:
     def resident_bytes(self) -> int:
         return self._memory.read().resident_bytes
 
-    def give_back(self, held_bytes: int) -> None:
-        """Whoever looks at this worker now shall see what it cannot do without: less than what it has at hand."""
-        if self.resident_bytes() > held_bytes + _SPARE_BYTES:
-            gc.collect()
-            with suppress(OSError, AttributeError):
-                # glibc's alone; a few milliseconds.
-                ctypes.CDLL(None).malloc_trim(0)
+    def give_back(self, held_bytes: int) -> int:
+        """Whoever looks at this worker now shall see what it cannot do without: less than what it has at hand.
+
+        held_bytes: what it could not do without until now. Returns the same as of now: libraries that were loaded
+        meanwhile stay, and what stays is not looked through again.
+        """
+        if self.resident_bytes() <= held_bytes + _SPARE_BYTES:
+            return held_bytes
+        gc.collect()
+        gc.freeze()
+        with suppress(OSError, AttributeError):
+            # glibc's alone; a few milliseconds.
+            ctypes.CDLL(None).malloc_trim(0)
+        return max(held_bytes, self.resident_bytes())
 
     def write_slate(self, unit: int, index: int) -> None:
         """Before an item begins: whoever finds this worker dead knows which item it was."""
@@ -159,7 +166,7 @@ def main() -> None:
             return
         if isinstance(order, UnitOrder):
             _do_unit(order, runner, home, pipe, held)
-            home.give_back(held)
+            held = home.give_back(held)
             send(pipe, UnitDone(unit=order.unit))
 
 

@@ -1,4 +1,4 @@
-"""Stage `extract`: the bytes of an item -> a document as JSON, and the parts found inside it.
+"""Stage `extract`: the bytes of an item -> a document as JSON, its chunks, and the parts found inside it.
 
 Rule: a thin dispatcher. The content says which reader is loaded, the name is a hint; one file per kind of reader
 (read_*.py), imported when the first item of its kind comes, so that a worker of texts never loads a PDF library.
@@ -18,6 +18,7 @@ from engine.model import Kind
 from engine.ports import Place, StageFailed
 from engine.reasons import Reason
 from engine.workers import types
+from engine.workers.cutting import Cutter
 from engine.workers.reading import Material
 
 _TEXTS: Final = frozenset(
@@ -44,27 +45,40 @@ class _Reader(Protocol):
     def read(self, material: Material) -> Document: ...
 
 
+#: Longer documents are cut by a unit of their own, whose memory and time are predicted by their length.
+CUT_CHARS: Final = 500_000
+
+
 def open_stage(options: Mapping[str, Any]) -> ExtractStage:
-    """Options: {"ocr": pages without text may be sent to OCR, "max_text_chars": of one document (optional)}."""
+    """Options: {"ocr": pages without text may be sent to OCR, "max_text_chars": of one document (optional),
+    "cut": as those of the stage `chunk`, where documents are to be cut at once (optional),
+    "cut_unread": those too that have pages without text, since nobody will read them}."""
     limit = int(options.get("max_text_chars") or MAX_TEXT_CHARS)
-    return ExtractStage(ocr=bool(options.get("ocr", True)), max_text_chars=min(limit, MAX_TEXT_CHARS))
+    cut = options.get("cut")
+    return ExtractStage(
+        ocr=bool(options.get("ocr", True)),
+        max_text_chars=min(limit, MAX_TEXT_CHARS),
+        cutter=Cutter(str(cut["measure"]), int(cut["max_tokens"])) if cut else None,
+        cut_unread=bool(options.get("cut_unread")),
+    )
 
 
 class ExtractStage:
     """Nothing is loaded until an item asks for it."""
 
-    def __init__(self, *, ocr: bool, max_text_chars: int) -> None:
+    def __init__(self, *, ocr: bool, max_text_chars: int, cutter: Cutter | None, cut_unread: bool) -> None:
         self._ocr = ocr
         self._max_text_chars = max_text_chars
+        self._cutter, self._cut_unread = cutter, cut_unread
 
     def run(self, order: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
         """Order: {"file": name in the inbox, "name": the item's own path, "kind": "file" | "mail" | "event" as the
         source says, "prefix": of the names written, "journal": write down each page as it is read,
         "skip": [numbers of pages not to be touched]}; the last two are optional.
 
-        Writes `<prefix>.document.json` (Document.to_json), parts as `<prefix>.part<N>`, and the journal. Returns
-        {"document": its name, "pages": how many, "needs_ocr": [numbers of pages], "media_type": as found}.
-        Raises StageFailed.
+        Writes `<prefix>.document.json` (Document.to_json), parts as `<prefix>.part<N>`, the journal, and, when it is
+        whole and not too long, its chunks (Cutter.cut). Returns {"document": its name, "pages": how many, "needs_ocr":
+        [numbers of pages], "media_type": as found}, and what Cutter.cut returns. Raises StageFailed.
         """
         path = place.inbox / str(order["file"])
         name, prefix = str(order.get("name") or ""), str(order["prefix"])
@@ -90,12 +104,17 @@ class ExtractStage:
         written = f"{prefix}.document.json"
         data = json.dumps(document.to_json(), ensure_ascii=False, separators=(",", ":"))
         (place.outbox / written).write_text(data, encoding="utf-8")
-        return {
+        needs_ocr = [page.number for page in document.pages if page.needs_ocr]
+        result = {
             "document": written,
             "pages": len(document.pages),
-            "needs_ocr": [page.number for page in document.pages if page.needs_ocr],
+            "needs_ocr": needs_ocr,
             "media_type": document.media_type,
         }
+        whole = self._cut_unread or not needs_ocr
+        if self._cutter is not None and whole and sum(len(page.text) for page in document.pages) <= CUT_CHARS:
+            result |= self._cutter.cut(document, place.outbox, prefix)
+        return result
 
 
 def _type_in(file: BinaryIO, name: str) -> str:

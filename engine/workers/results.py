@@ -50,6 +50,13 @@ def read_json_lines(
 ) -> Iterator[object]:
     """The values of the file that `result[field]` names, a line each, of which only one is in memory at a time."""
     with _opened(outbox, result.get(field), most) as (descriptor, size), open(descriptor, "rb", closefd=False) as file:
+        if size <= _HARMLESS_BYTES:
+            # All of them at once, which takes a third of the time. A text holds no line breaks as they are.
+            data = file.read(_HARMLESS_BYTES + 1)
+            if len(data) != size:
+                raise MalformedMessage(f"{field} changed while it was read")
+            yield from _lines(data, field, most_of_a_line)
+            return
         total = 0
         while line := file.readline(most_of_a_line + 1):
             total += len(line)
@@ -72,6 +79,15 @@ def check_frame(data: bytes, field: str) -> None:
             break
     if frame + len(data) - end > MAX_FRAME_BYTES:
         raise MalformedMessage(f"{field} has more than {MAX_FRAME_BYTES} bytes outside of texts")
+
+
+def _lines(data: bytes, field: str, most_of_a_line: int) -> list[object]:
+    lines = data.removesuffix(b"\n").split(b"\n")
+    if max(map(len, lines)) > most_of_a_line:
+        raise MalformedMessage(f"{field} has a line of more than {most_of_a_line} bytes")
+    values = _loads(b"[" + b",".join(lines) + b"]", field)
+    assert isinstance(values, list)
+    return values
 
 
 def _loads(data: bytes, field: str) -> object:

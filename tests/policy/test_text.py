@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engine.document import Chunk, ChunkKind, Document, Page
+from engine.document import ChunkKind, Document, Page, chunk_fields
 from engine.embedders import measure_for, spec_of
 from engine.model import Kind
 from engine.text import (
@@ -86,14 +86,25 @@ def minilm() -> Measure:
     return measure_for("minilm")
 
 
-class Signs:
+class Counted:
+    """A measure that only knows where its tokens stand."""
+
+    def spans(self, text: str) -> Sequence[tuple[int, int]]:
+        raise NotImplementedError
+
+    def reach(self, text: str, start: int, end: int, tokens: int) -> int:
+        spans = self.spans(text[start:end])
+        return start + spans[tokens][0] if len(spans) > tokens else end
+
+
+class Signs(Counted):
     """Every character that is not blank is a token: the strictest measure there can be."""
 
     def spans(self, text: str) -> Sequence[tuple[int, int]]:
         return [(at, at + 1) for at, sign in enumerate(text) if not sign.isspace()]
 
 
-class Fickle:
+class Fickle(Counted):
     """Reads a word of an odd number of letters in pairs, and any other letter by letter: what is cut off changes the
     rest, as it does with real tokenizers."""
 
@@ -223,7 +234,7 @@ def test_every_page_is_in_the_chunks_of_its_document(kind: Kind) -> None:
     assert all(0 < len(WORDS.spans(chunk.text)) <= 50 for chunk in chunks)
     assert all(chunk.keywords == " ".join(keywords(chunk.text)) for chunk in chunks)
     assert {chunk.page for chunk in chunks if chunk.kind is ChunkKind.FILE_CHUNK} <= {1, 3}
-    assert all(Chunk.from_json(chunk.to_json()) == chunk for chunk in chunks)
+    assert all(chunk_fields(chunk.to_json()) == tuple(chunk.to_json()) for chunk in chunks)
 
 
 @given(st.lists(texts | prose, min_size=1, max_size=4), st.sampled_from(Kind), st.integers(2, 12))

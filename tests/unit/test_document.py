@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import document as under_test
-from engine.document import MAX_FIELD_CHARS, Chunk, ChunkKind, Document, Method, Page, Part
+from engine.document import MAX_FIELD_CHARS, Chunk, ChunkKind, Document, Method, Page, Part, chunk_fields
 from engine.errors import MalformedMessage
 from engine.model import Kind
 
@@ -93,13 +94,19 @@ def test_an_honest_document_comes_through_unchanged(document: Document) -> None:
 @given(_chunks | _pages)
 def test_an_honest_chunk_or_page_comes_through_unchanged(record: Chunk | Page) -> None:
     """Through JSON and back, field by field."""
-    assert type(record).from_json(json.loads(json.dumps(record.to_json()))) == record
+    value = json.loads(json.dumps(record.to_json()))
+    if isinstance(record, Page):
+        assert Page.from_json(value) == record
+    else:
+        assert chunk_fields(value) == (record.kind, record.text, record.keywords, record.page)
 
 
 @given(_values)
 def test_no_json_raises_anything_but_malformed_message(value: object) -> None:
     """What is let through can be written down and read again; everything else is refused in one way."""
-    for kind in (Document, Chunk, Page):
+    with suppress(MalformedMessage):
+        assert list(chunk_fields(value)) == value
+    for kind in (Document, Page):
         try:
             found = kind.from_json(value)
         except MalformedMessage as error:
@@ -232,6 +239,8 @@ def test_what_is_shown_obeys_no_terminal() -> None:
 )
 def test_each_kind_of_lie_about_a_chunk_is_refused(field: str, lie: object) -> None:
     """Types, names and bounds."""
-    table = Chunk(kind=ChunkKind.FILE_CHUNK, text="text", keywords="text", page=1).to_json()
+    fields = Chunk(kind=ChunkKind.FILE_CHUNK, text="text", keywords="text", page=1).to_json()
+    assert chunk_fields(fields) == ("file_chunk", "text", "text", 1)
+    fields[["kind", "text", "keywords", "page"].index(field)] = lie
     with pytest.raises(MalformedMessage):
-        Chunk.from_json({**table, field: lie})
+        chunk_fields(fields)

@@ -247,10 +247,13 @@ def test_characters_are_counted_and_not_only_bytes(outbox: Path) -> None:
     assert read_json(outbox, {"f": "r"}, "f", most=MOST, most_chars=1_000_000) == ["😀" * 900_000]
 
 
-def test_lines_are_read_one_by_one_within_their_bounds(
-    outbox: Path, secret: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("harmless_bytes", [0, 1 << 20])
+def test_lines_are_read_within_their_bounds(
+    outbox: Path, secret: Path, monkeypatch: pytest.MonkeyPatch, harmless_bytes: int
 ) -> None:
     """Values come whole and in order; a line without end, one that is no JSON, and a file that changes, are refused."""
+
+    monkeypatch.setattr(results, "_HARMLESS_BYTES", harmless_bytes)
 
     def lines(name: object = "r") -> list[object]:
         return list(read_json_lines(outbox, {"f": name}, "f", most=1_000, most_of_a_line=10))
@@ -269,6 +272,7 @@ def test_lines_are_read_one_by_one_within_their_bounds(
             lines()
     with pytest.raises(MalformedMessage, match="is not the name of a result"):
         lines("../secret")
+    monkeypatch.setattr(results, "_HARMLESS_BYTES", 0)
     (outbox / "r").write_bytes(b"[1]\n")
     values = read_json_lines(outbox, {"f": "r"}, "f", most=1_000, most_of_a_line=10)
     assert next(values) == [1]
