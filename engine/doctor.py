@@ -16,7 +16,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -252,47 +252,35 @@ def _look_at_ocr(settings: Settings, environ: Mapping[str, str]) -> list[Check]:
 
 
 def _look_at_languages(settings: Settings, environ: Mapping[str, str], program: str | None) -> list[Check]:
-    """One check for each language, and one more where each has data, but no folder has it for all."""
-    from engine.workers.tessdata import tessdata_folders
+    """One check for each language, and one more where each has data, but not together."""
+    from engine.ports import StageFailed
+    from engine.workers.tessdata import data_file, find_tessdata, program_languages, tessdata_folders, way_to
 
     folders = tessdata_folders(environ)
-    homes = {
-        name: [folder for folder in folders if _data_file(folder, name).is_file()] for name in settings.ocr_languages
-    }
-    # The program may know folders that we do not.
-    perhaps = program is not None and settings.ocr_backend != "tesserocr"
-    lacking: bool | None = None if perhaps else False
-    known = f"; {program} may have its own" if perhaps else ""
+    own = frozenset[str]()
+    if program is not None and settings.ocr_backend != "tesserocr":
+        with suppress(StageFailed):
+            own = program_languages(program)
     checks = []
-    for name, places in homes.items():
-        package = name.replace("_", "-")
+    for name in settings.ocr_languages:
+        files = [file for folder in folders if (file := data_file(folder, name)).is_file()]
+        found = str(files[0]) if files else f"{program} has it" if name in own else None
+        way_out = f"{way_to(name)}; or take it out of NIGHTMILL_OCR_LANGUAGES."
         checks.append(
             Check(
                 name=f"ocr: language {name}",
-                ok=True if places else lacking,
-                found=str(_data_file(places[0], name)) if places else f"no data{known}",
-                way_out=""
-                if places
-                else (
-                    f"Install tesseract-ocr-{package} of the system or the Python package tessdata-fast-{package}, "
-                    "or take it out of NIGHTMILL_OCR_LANGUAGES."
-                ),
+                ok=found is not None,
+                found=found or f"no data; looked in {', '.join(map(str, folders)) or 'no folder, as none exists'}",
+                way_out="" if found else way_out[0].upper() + way_out[1:],
             )
         )
-    if all(homes.values()) and not set.intersection(*map(set, homes.values())):
-        checks.append(
-            Check(
-                name="ocr: languages together",
-                ok=lacking,
-                found=f"no single folder has {', '.join(homes)}{known}",
-                way_out="Put links to all of them into one folder, and name it in TESSDATA_PREFIX.",
-            )
-        )
+    if all(check.ok for check in checks) and not own.issuperset(settings.ocr_languages):
+        try:
+            find_tessdata(settings.ocr_languages, folders)
+        except StageFailed as error:
+            way_out = "Put links to all of them into one folder, and name it in TESSDATA_PREFIX."
+            checks.append(Check(name="ocr: languages together", ok=False, found=error.failure.detail, way_out=way_out))
     return checks
-
-
-def _data_file(folder: Path, language: str) -> Path:
-    return folder / f"{language}.traineddata"
 
 
 def _look_at_embedder(settings: Settings) -> list[Check]:

@@ -40,7 +40,8 @@ def require_sandbox(settings: Settings) -> None:
 
 def can_start_programs(settings: Settings) -> bool:
     """Workers may start other programs: nothing keeps them from it, or text recognition is one."""
-    ocr = needs_of("engine.workers.ocr", {"backend": settings.ocr_backend})
+    options = {"languages": settings.ocr_languages, "backend": settings.ocr_backend}
+    ocr = needs_of("engine.workers.ocr", options)
     return settings.sandbox == "off" or not find_protections().seccomp or (settings.ocr == "auto" and ocr.programs)
 
 

@@ -5,7 +5,6 @@ Rule: what is built here is closed here, in the reverse order. No other file put
 
 from __future__ import annotations
 
-import shutil
 import signal
 import threading
 import time
@@ -30,7 +29,7 @@ from engine.settings import LEDGER_FILE, Settings
 from engine.spool import find_short, spool_for
 from engine.survey import Orders
 from engine.telemetry import Reporter
-from engine.workers.tessdata import find_tessdata
+from engine.workers.tessdata import require_data
 
 #: Open files of a run: 4 for each open user (policy/turns.py), 3 for each worker, the copies that are being made. Some
 #: systems allow 256 until more are asked for.
@@ -47,15 +46,11 @@ def require_languages(settings: Settings) -> None:
     if settings.ocr == "off":
         return
     try:
-        find_tessdata(settings.ocr_languages)
+        require_data(settings.ocr_languages, settings.ocr_backend)
     except StageFailed as error:
-        # The program may have data in places of its own.
-        if settings.ocr_backend != "tesserocr" and shutil.which("tesseract"):
-            return
         value = ",".join(settings.ocr_languages)
         origin = settings.origins.get("NIGHTMILL_OCR_LANGUAGES", "default")
-        said = f"NIGHTMILL_OCR_LANGUAGES = {value} (from {origin}); {error.failure.detail}; install the language's data"
-        raise SettingsError((said,)) from None
+        raise SettingsError((f"NIGHTMILL_OCR_LANGUAGES = {value} (from {origin}); {error.failure.detail}",)) from None
 
 
 def run(

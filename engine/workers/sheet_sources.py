@@ -1,0 +1,196 @@
+"""Files whose pages are pictures, for OCR: PDFs and images -> gray pictures, one page at a time.
+
+Rule: bounded before it is decoded, by what the file says of itself, and never more than one page in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from engine.ports import Place, StageFailed
+from engine.reasons import Reason
+from engine.workers.reading import MAX_SHEET_PIXELS, PAGE_DPI, ask_memory, told
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from engine.workers.sheets import Picture
+
+#: Rows that are converted at a time, where a conversion takes several times the memory of the picture.
+_BAND_ROWS: Final = 256
+#: Of the colour spaces that a picture in a PDF may have; of those that are not named, one at least.
+_COLOURS: Final = {"DeviceRGB": 3, "CalRGB": 3, "Lab": 3, "DeviceCMYK": 4}
+
+#: What a file is known by: inboxes are used again, with the same names.
+Identity = tuple[str, int, int, int]
+
+
+class Source(Protocol):
+    """A file that is open.
+
+    identity  tells it from another of the same name
+    finer     its pages can be had finer than they are at first
+    """
+
+    identity: Identity
+    finer: bool
+
+    def picture(self, number: int, place: Place, scale: float = 1.0) -> Picture:
+        """A page, numbered from 1, gray. `scale`: how many times finer than usual, of those that can be had finer.
+
+        Raises StageFailed: ocr_failed (no such page), damaged, bomb, out_of_memory.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def identity_of(path: Path) -> Identity:
+    """Of the file that is there now."""
+    status = path.stat()
+    return (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def open_source(path: Path, media_type: str) -> Source:
+    """Raises StageFailed: encrypted, damaged, bomb."""
+    identity = identity_of(path)
+    return _PdfFile(path, identity) if media_type == "application/pdf" else _ImageFile(path, media_type, identity)
+
+
+class _PdfFile:
+    """A PDF whose pages are rendered one by one."""
+
+    finer = True
+
+    def __init__(self, path: Path, identity: Identity) -> None:
+        from engine.workers import read_pdf
+
+        self.identity = identity
+        self._module = read_pdf
+        self._pdf = read_pdf.open_pdf(path)
+
+    def picture(self, number: int, place: Place, scale: float = 1.0) -> Picture:
+        import numpy
+        import pymupdf
+
+        if not 1 <= number <= self._pdf.page_count:
+            raise StageFailed(Reason.OCR_FAILED, f"there is no page {number}; the file has {self._pdf.page_count}")
+        try:
+            page = self._pdf.load_page(number - 1)
+            need, what = _largest_picture(page)
+            ask_memory(place, need, what)
+            dpi = fitting_dpi(page.rect.width / 72, page.rect.height / 72, scale)
+            matrix = pymupdf.Matrix(dpi / 72, dpi / 72)
+            pixels = page.get_pixmap(matrix=matrix, colorspace=pymupdf.csGRAY, alpha=False)
+        except self._module.TROUBLE as error:
+            raise self._module.refused(error, f"page {number}") from error
+        finally:
+            pymupdf.TOOLS.store_shrink(100)
+        rows = numpy.frombuffer(pixels.samples, numpy.uint8).reshape(pixels.height, pixels.stride)
+        return rows[:, : pixels.width]
+
+    def close(self) -> None:
+        self._pdf.close()
+
+
+def _largest_picture(page: Any) -> tuple[int, str]:
+    """(bytes, what for) that MuPDF surely takes for the largest picture on a page: a byte for each colour of a pixel.
+
+    Those in JPEG are not among them: they are decoded at the size that is needed.
+    """
+    largest, what = 0, "the page"
+    for _, _, width, height, _, colours, _, _, form, *_ in page.get_images(full=True):
+        need = width * height * _COLOURS.get(colours, 1)
+        if need > largest and form != "DCTDecode":
+            largest, what = need, f"decoding a picture of {width} x {height} pixels"
+    return largest, what
+
+
+def fitting_dpi(width_inches: float, height_inches: float, scale: float = 1.0) -> float:
+    """PAGE_DPI times the scale, or less for sheets that would have more than MAX_SHEET_PIXELS."""
+    return min(PAGE_DPI * scale, math.sqrt(MAX_SHEET_PIXELS / max(1e-9, width_inches * height_inches)))
+
+
+class _ImageFile:
+    """A picture, or the frames of a TIFF. Opened anew for every page, so that no decoded frame outlives its page."""
+
+    finer = False
+
+    def __init__(self, path: Path, media_type: str, identity: Identity) -> None:
+        from engine.workers import read_image
+
+        self.identity = identity
+        self._module = read_image
+        self._path = path
+        self._media_type = media_type
+
+    def picture(self, number: int, place: Place, scale: float = 1.0) -> Picture:
+        with self._module.open_image(self._path, self._media_type, place) as image:
+            if self._media_type == "image/tiff":
+                self._module.seek_frame(image, number - 1)
+            try:
+                size = f"{image.width} x {image.height} pixels"
+                if image.format == "JPEG":
+                    image.draft("L", image.size)
+                ask_memory(place, self._module.decoding_bytes(image) + image.width * image.height, f"reading {size}")
+                return _picture_of(image)
+            except self._module.TROUBLE as error:
+                raise StageFailed(Reason.DAMAGED, f"page {number}: {type(error).__name__}: {told(error)}") from error
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+def _picture_of(image: Image) -> Picture:
+    """Gray, as the orientation tag turns it, within MAX_SHEET_PIXELS."""
+    import numpy
+    from PIL import ImageOps
+
+    gray = ImageOps.exif_transpose(_gray(image))
+    factor = math.sqrt(MAX_SHEET_PIXELS / (gray.width * gray.height))
+    if factor < 1.0:
+        size = (max(1, int(gray.width * factor)), max(1, int(gray.height * factor)))
+        gray = gray.resize(size, reducing_gap=2.0)
+    return numpy.asarray(gray)
+
+
+def _gray(image: Image) -> Image:
+    """One byte a pixel, on white where the picture is transparent; deeper than 8 bits: stretched to its own range."""
+    from engine.workers.read_image import load_rows
+
+    image, _ = load_rows(image)
+    if image.mode.startswith(("I", "F")):
+        return _stretched(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return _on_paper(image)
+    return image.convert("L")
+
+
+def _stretched(image: Image) -> Image:
+    import numpy
+    import PIL.Image
+
+    values = numpy.asarray(image)
+    low, high = float(numpy.float32(values.min())), float(numpy.float32(values.max()))
+    gray = numpy.empty(values.shape, numpy.uint8)
+    for top in range(0, image.height, _BAND_ROWS):
+        band = values[top : top + _BAND_ROWS].astype(numpy.float32)
+        gray[top : top + _BAND_ROWS] = ((band - low) * (255.0 / (high - low or 1.0))).astype(numpy.uint8)
+    stretched = PIL.Image.fromarray(gray)
+    stretched.info = dict(image.info)
+    return stretched
+
+
+def _on_paper(image: Image) -> Image:
+    import PIL.Image
+
+    gray = PIL.Image.new("L", image.size)
+    gray.info = dict(image.info)
+    for top in range(0, image.height, _BAND_ROWS):
+        layer = image.crop((0, top, image.width, min(top + _BAND_ROWS, image.height))).convert("RGBA")
+        paper = PIL.Image.new("RGBA", layer.size, "white")
+        paper.alpha_composite(layer)
+        gray.paste(paper.convert("L"), (0, top))
+    return gray
