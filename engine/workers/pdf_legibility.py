@@ -7,10 +7,11 @@ layer. Tables of numbers, code, lists of names and scripts that nothing is known
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from enum import Enum
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Final
 
 #: Measured on 220 labelled pages, all of them decided rightly: where images cover the page, a layer is no text when it
@@ -23,18 +24,23 @@ _HOPELESS, _HOPELESS_OF_FEW = 0.3, 0.5
 _FEW_SIGNS: Final = 200
 #: Characters from the middle of a page that are looked at: the share of a letter is then known to three percent.
 _SAMPLE_CHARS: Final = 2_000
-#: The nine letters that are most frequent in Latin languages together make 59 % (Polish) to 75 % (Italian) of the
-#: letters of their 3,000 most frequent words (wordfreq 3.1, 28 languages; 49 % in Vietnamese, accents aside). With the
-#: letters of English, German and French exchanged by chance it is 35 % in the middle, below 48 % in nine of ten cases.
+#: In the words of a language consonants and vowels take turns, and a few letters are most of them. The share of
+#: neighbours of which one is a vowel, and that of the nine letters that are most frequent in Latin languages, are
+#: together 1.26 and more on pages of 200 words of 28 languages, frequent words or rare ones (wordfreq 3.1; Polish 1.26,
+#: German 1.30, English 1.32). With the letters exchanged by chance, or for those that come first in the alphabet, it is
+#: 0.7 in the middle, and below 1.15 on 99 of 100 pages of English, German, French, Polish, Czech and Finnish.
+_WORDS_AT_LEAST: Final = 1.15
+#: The nine letters alone are 55 to 80 % there, at most 59 % in garbled English.
+_SURE: Final = 0.6
 _COMMON_LATIN: Final = b"eainrtoslEAINRTOSL"
-#: The same for Cyrillic (Ukrainian 56, Russian 65, Macedonian 70 %; by chance 28, nine of ten below 40 %), and Greek
-#: (74 %).
-_COMMON_CYRILLIC: Final = re.compile("[оаеинтсрвіОАЕИНТСРВІ]")
-_COMMON_GREEK: Final = re.compile("[αοιετσνηυςάόίέήύΑΟΙΕΤΣΝΗΥ]")
-_CYRILLIC = re.compile("[\u0400-\u04ff]")
-_GREEK = re.compile("[\u0370-\u03ff]")
-_SURE, _DOUBTFUL, _STRANGE = 0.55, 0.58, 0.45
-_STRANGE_ELSEWHERE: Final = 0.42
+#: (a letter of the script, its vowels, its most frequent letters); accents aside.
+_SCRIPTS: Final = (
+    (re.compile("[a-z]"), frozenset("aeiouy"), frozenset("eainrtosl")),
+    (re.compile("[\u0430-\u045f]"), frozenset("аеиоуыэюяі"), frozenset("оаеинтсрв")),
+    (re.compile("[\u03b1-\u03c9]"), frozenset("αεηιουω"), frozenset("αοιετσνης")),
+)
+#: Where words have signs for letters, the nine letters are fewer than that.
+_STRANGE: Final = 0.45
 #: Letters such as "ïðî": in the languages that have most of them (Icelandic) 14 % of the letters are accented, in texts
 #: whose Greek or Cyrillic is taken for Latin-1 nearly all.
 _ACCENTED = re.compile("[\u00c0-\u00ff]")
@@ -54,17 +60,23 @@ _FUNCTION_WORDS: Final = frozenset(
     )
     for word in words.split()
 )
-#: Of words of four letters and more those without a vowel are few ("prst"): below a tenth, abbreviations among them.
-_VOWELLESS: Final = 0.15
 #: Words of letters only, with what stands around words; codes, numbers, addresses and identifiers are none.
 _BARE = re.compile(r"(?<!\S)[(\"'“„«\[]?([^\W\d_]{3,20})[)\"'”“»\],.;:!?]*(?!\S)")
-_NO_VOWEL = re.compile("[bcdfghjklmnpqrstvwxz]{4,}", re.IGNORECASE)
+#: Of natural words of three letters and more the two most frequent lengths have two fifths.
+_SAME_LENGTHS: Final = 0.9
+#: Longer ones are data: base64 has lines of 76.
+_TOKEN_CHARS: Final = 25
+#: A sign that no language writes within a word, beside a letter on both sides or before one.
+_SIGN_IN_WORD = re.compile(r"[^\W_][!-&(-,:-@\[-^`{-~]+[^\W_]")
 #: Different signs that a text of nothing but signs has, when they stand for letters; rules, dots and tables have few.
 _MOST_SIGNS: Final = 0.5
 _KINDS_OF_SIGNS: Final = 12
 _SAME_SIGN: Final = 0.3
+#: Of the signs in code, brackets are at least so many.
+_BRACKETS: Final = 0.1
 
 _MEANINGLESS = re.compile("[\x00-\x08\x0e-\x1f\ufffd\ue000-\uf8ff\U000f0000-\U0010fffd]")
+_ACCENT = re.compile("[\u0300-\u036f]")
 _LETTERS: Final = bytes(code for code in range(256) if chr(code).isascii() and chr(code).isalpha())
 _NOT_LETTERS: Final = bytes(set(range(256)) - set(_LETTERS))
 #: Vowel signs and points of scripts from Hebrew to Khmer, which Python does not count as letters.
@@ -79,9 +91,11 @@ _NEXT_LETTER: Final = 1.2
 #: Heights of letters in one row differ by x-height and descender.
 _SAME_HEIGHT: Final = 2.6
 #: A row of equal boxes is a pattern: print of five letters has at least three widths. Letters overlap a little.
-_WIDTHS_IN_ROW, _OVERLAP, _NARROWEST, _ROW_POINTS = 3, 0.3, 0.05, 1.0
+_WIDTHS_IN_ROW, _OVERLAP, _NARROWEST = 3, 0.3, 0.05
 #: Letters that make a page one of outlined print: a line. Fewer are a word on a drawing.
-LEAST_OUTLINED: Final = 40
+_LEAST_OUTLINED: Final = 40
+#: Of the boxes of that size nine of ten are letters on outlined pages, at most one of ten where boxes lie at random.
+_OUTLINED_SHARE: Final = 0.3
 
 
 class Layer(Enum):
@@ -114,7 +128,7 @@ def layer_of(text: str) -> Layer:
     meaningless = len(_MEANINGLESS.findall(signs))
     if meaningless > (_HOPELESS if len(signs) >= _FEW_SIGNS else _HOPELESS_OF_FEW) * len(signs):
         return Layer.GARBLED
-    if _has_strange_letters(sample):
+    if _has_strange_letters(sample) or _has_signs_in_words(sample):
         return Layer.GARBLED
     # Marks count as the letters that they stand upon: in Hindi every third character is one.
     alphanumeric = sum(map(str.isalnum, signs)) + len(_MARK.findall(signs))
@@ -131,25 +145,36 @@ def _has_strange_letters(sample: str) -> bool:
     if len(words) < _LEAST_WORDS:
         return False
     joined = "".join(words)
-    if len(joined) < _LEAST_LETTERS:
+    if len(joined) < _LEAST_LETTERS or _are_codes(words):
         return False
     if sum(word in _FUNCTION_WORDS for word in words) >= _FUNCTION_SHARE * len(words):
         return False
     if len(_ACCENTED.findall(joined)) > _MOST_ACCENTED * len(joined):
         return True
-    for script, common in ((_CYRILLIC, _COMMON_CYRILLIC), (_GREEK, _COMMON_GREEK)):
-        letters = len(script.findall(joined))
+    folded = _ACCENT.sub("", unicodedata.normalize("NFD", " ".join(words)))
+    for script, vowels, common in _SCRIPTS:
+        letters = len(script.findall(folded))
         if 2 * letters > len(joined):
-            return len(common.findall(joined)) < _STRANGE_ELSEWHERE * letters
-    latin = joined.encode("ascii", "ignore")
-    if 2 * len(latin) <= len(joined):
+            frequent = sum(letter in common for letter in folded) / letters
+            turns = [(one in vowels) != (other in vowels) for one, other in pairwise(folded) if " " not in (one, other)]
+            return frequent + sum(turns) / max(1, len(turns)) < _WORDS_AT_LEAST
+    return False
+
+
+def _are_codes(words: list[str]) -> bool:
+    """Whether nearly all have one of two lengths: symbols of shares, parts, proteins. Words of a language have many."""
+    lengths = Counter(map(len, words)).most_common(2)
+    return sum(count for _, count in lengths) > _SAME_LENGTHS * len(words)
+
+
+def _has_signs_in_words(sample: str) -> bool:
+    """Whether most words have signs between their letters, and those are not the letters that languages use."""
+    tokens = [token for token in sample.split() if 2 < len(token) <= _TOKEN_CHARS]
+    if len(tokens) < _LEAST_WORDS or 2 * sum(map(bool, map(_SIGN_IN_WORD.search, tokens))) < len(tokens):
         return False
-    common_share = 1 - len(latin.translate(None, _COMMON_LATIN)) / len(latin)
-    if common_share < _STRANGE:
-        return True
-    long = [word for word in words if len(word) > 3]
-    vowelless = sum(_NO_VOWEL.fullmatch(word) is not None for word in long)
-    return common_share < _DOUBTFUL and vowelless > _VOWELLESS * len(long)
+    letters = sample.encode("ascii", "ignore").translate(None, _NOT_LETTERS)
+    common = len(letters) - len(letters.translate(None, _COMMON_LATIN))
+    return len(letters) >= _LEAST_LETTERS and common < _STRANGE * len(letters)
 
 
 def _is_letters_as_signs(signs: str) -> bool:
@@ -160,7 +185,11 @@ def _is_letters_as_signs(signs: str) -> bool:
     total = sum(others.values())
     if total < _MOST_SIGNS * len(signs) or len(others) < _KINDS_OF_SIGNS:
         return False
-    return max(others.values()) < _SAME_SIGN * total
+    if max(others.values()) >= _SAME_SIGN * total:
+        return False
+    # Code is full of signs too, but its brackets close.
+    opened, closed = others["("] + others["["] + others["{"], others[")"] + others["]"] + others["}"]
+    return opened + closed < _BRACKETS * total or 2 * min(opened, closed) < max(opened, closed)
 
 
 # --- outlines --------------------------------------------------------------------------------------------------------
@@ -168,20 +197,33 @@ def _is_letters_as_signs(signs: str) -> bool:
 Box = tuple[float, float, float, float]
 
 
-def count_letters(boxes: Iterable[Box]) -> int:
-    """How many of the boxes of filled paths are letters: of one size and close together, in rows.
+def is_outlined(boxes: Iterable[Box], signs: int) -> bool:
+    """Whether the boxes of filled paths are print: most of them of one size and close together, in rows; and more
+    than the `signs` of the text layer.
 
     Fields of a map lie anywhere, bars of a chart are of one size but apart, ticks of a scale are too.
     """
     low, high = _LETTER_POINTS
-    rows: dict[int, list[Box]] = {}
+    letters = []
     for box in islice(boxes, _MOST_BOXES):
         left, top, right, bottom = box
         height = bottom - top
         # Letters such as i and l are narrow; rules and ticks are narrower.
         if low <= height <= high and _NARROWEST * height < right - left < _LETTER_WIDTH * height:
-            rows.setdefault(round(bottom / _ROW_POINTS), []).append(box)
-    return sum(_letters_in(sorted(row)) for row in rows.values() if len(row) >= _LETTERS_IN_ROW)
+            letters.append(box)
+    letters.sort(key=lambda box: box[1] + box[3])
+    if len(letters) < _LEAST_OUTLINED:
+        return False
+    found, row = 0, letters[:1]
+    for box in letters[1:]:
+        # Within the height of the first one: what has descenders or none lies lower or higher by a little.
+        if box[1] + box[3] <= 2 * row[0][3]:
+            row.append(box)
+        else:
+            found += _letters_in(sorted(row))
+            row = [box]
+    found += _letters_in(sorted(row))
+    return found >= max(_LEAST_OUTLINED, signs, _OUTLINED_SHARE * len(letters))
 
 
 def _letters_in(row: list[Box]) -> int:
@@ -202,7 +244,7 @@ def _letters_in(row: list[Box]) -> int:
 
 def _follows(box: Box, last: Box) -> bool:
     height, before = box[3] - box[1], last[3] - last[1]
+    low, high = min(height, before), max(height, before)
+    common = min(box[3], last[3]) - max(box[1], last[1])
     gap = box[0] - last[2]
-    if not max(height, before) <= _SAME_HEIGHT * min(height, before):
-        return False
-    return -_OVERLAP * before <= gap <= _NEXT_LETTER * max(height, before)
+    return high <= _SAME_HEIGHT * low and 2 * common >= low and -_OVERLAP * before <= gap <= _NEXT_LETTER * high

@@ -23,15 +23,16 @@ _LINE_CHARS: Final = 200
 _LEAST_PAGES: Final = 3
 #: Numbers of one line that may be that of the page.
 _MOST_NUMBERS: Final = 4
-#: Digits, and the small Roman numbers of prefaces: as they are written, so that "mix" is none.
+#: Digits, and the small Roman numbers of prefaces.
 _NUMBER = re.compile(r"\d{1,6}|\b[ivxl]{1,7}\b")
-_ROMAN = re.compile(r"(xl|l?x{0,3})(ix|iv|v?i{0,3})")
-#: A line that is nothing else, with what stands around it: "iv", "- xii -".
-_ROMAN_LINE = re.compile(r"[\W_]*(?:[ivxl]{1,7})?[\W_]*")
-_ROMAN_CHARS: Final = 15
+_SMALL_ROMANS: Final = {
+    tens + ones: 10 * ten + one
+    for ten, tens in enumerate(("", "x", "xx", "xxx", "xl", "l", "lx", "lxx", "lxxx"))
+    for one, ones in enumerate(("", "i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix"))
+    if ten or one
+}
 _WITHOUT_DIGITS: Final = dict.fromkeys(map(ord, "0123456789"))
 _NOTHING: Final = (0, "")
-_ROMAN_VALUES: Final = {"i": 1, "v": 5, "x": 10, "l": 50}
 
 
 class _Edge(NamedTuple):
@@ -42,21 +43,36 @@ class _Edge(NamedTuple):
     printed: str
 
 
-def with_running_lines(pages: Sequence[Page], labels: Sequence[str] = ()) -> list[Page]:
-    """The pages, with `header`, `footer` and `label` set. labels: what the file says, a text for each page."""
+class Running(NamedTuple):
+    """What repeats on one page: how many lines from the top, how many from the end, and the number printed there."""
+
+    header: int = 0
+    footer: int = 0
+    label: str = ""
+
+    def own(self, text: str) -> list[str]:
+        """The lines of the page's text that are none of them."""
+        lines = text.split("\n")
+        return lines[self.header : max(self.header, len(lines) - self.footer)]
+
+
+def running_lines(pages: Sequence[Page]) -> list[Running]:
+    """Of each page."""
     tops = _readings([(page.number, _first_lines(page.text)) for page in pages])
     ends = _readings([(page.number, _last_lines(page.text)) for page in pages])
-    marked = []
-    for index, page in enumerate(pages):
-        label = labels[index] if index < len(labels) else ""
-        (header, above), (footer, below) = tops.get(page.number, _NOTHING), ends.get(page.number, _NOTHING)
-        # Where there is nothing else, it is what the page says.
-        if header + footer >= page.text.count("\n") + 1:
-            header = footer = 0
-        else:
-            label = label or below or above
-        marked.append(replace(page, header=header, footer=footer, label=label) if header or footer or label else page)
-    return marked
+    found = [(tops.get(page.number, _NOTHING), ends.get(page.number, _NOTHING)) for page in pages]
+    return [Running(header, footer, below or above) for (header, above), (footer, below) in found]
+
+
+def marked(page: Page, running: Running, label: str) -> Page:
+    """The page with `header`, `footer` and `label` set. label: what the file says."""
+    if not any(running.own(page.text)):
+        # There is nothing else: it is what the page says.
+        running = Running()
+    label = label or running.label
+    if not (running.header or running.footer or label):
+        return page
+    return replace(page, header=running.header, footer=running.footer, label=label)
 
 
 def _first_lines(text: str) -> list[str]:
@@ -86,8 +102,11 @@ def _readings(edges: Sequence[tuple[int, list[str]]]) -> dict[int, tuple[int, st
 
 
 def _rough(line: str) -> str:
-    rough = line.translate(_WITHOUT_DIGITS)
-    return "" if len(rough) <= _ROMAN_CHARS and _ROMAN_LINE.fullmatch(rough) else rough
+    bare = line.translate(_WITHOUT_DIGITS)
+    words = bare.rsplit(None, 1)
+    if words and words[-1] in _SMALL_ROMANS:
+        return words[0] if len(words) > 1 else ""
+    return bare.rstrip()
 
 
 def _readings_of(line: str, number: int) -> list[_Edge]:
@@ -97,21 +116,11 @@ def _readings_of(line: str, number: int) -> list[_Edge]:
         return []
     readings = [_Edge(flat, None, "")]
     for match in islice(_NUMBER.finditer(flat), _MOST_NUMBERS):
-        value = _value(match[0])
+        value = int(match[0]) if match[0].isdecimal() else _SMALL_ROMANS.get(match[0])
         if value is not None:
             shape = f"{flat[: match.start()]}#{flat[match.end() :]}"
             readings.append(_Edge(shape, value - number, match[0]))
     return readings
-
-
-def _value(numeral: str) -> int | None:
-    if numeral.isdecimal():
-        return int(numeral)
-    if not _ROMAN.fullmatch(numeral):
-        return None
-    values = [_ROMAN_VALUES[letter] for letter in numeral]
-    following = [*values[1:], 0]
-    return sum(-value if value < after else value for value, after in zip(values, following, strict=True))
 
 
 def _run(lines: list[list[_Edge]], repeated: Counter[tuple[str, int | None]]) -> tuple[int, str]:

@@ -27,9 +27,9 @@ from engine.ports import StageFailed
 from engine.reasons import Reason
 from engine.workers.journal import Journal
 from engine.workers.pdf_about import facts_of, labels_of, title_of
-from engine.workers.pdf_legibility import LEAST_OUTLINED, Layer, count_letters, layer_of, signs_in
+from engine.workers.pdf_legibility import Layer, is_outlined, layer_of, signs_in
 from engine.workers.pdf_lines import text_of
-from engine.workers.pdf_running import with_running_lines
+from engine.workers.pdf_running import Running, marked, running_lines
 from engine.workers.reading import Budget, Material, Parts, line, sheet_pixels, tidy, told
 from engine.workers.types import HEAD_BYTES, media_type_of
 
@@ -37,6 +37,8 @@ from engine.workers.types import HEAD_BYTES, media_type_of
 #: and its text layer is short, or no text (pdf_legibility.py).
 _COVER: Final = 0.5
 _SHORT_CHARS: Final = 200
+#: A scan covers the page but for its margins.
+_COVER_OF_SCAN: Final = 0.8
 #: A page without a single character is a picture of something from this cover on: a receipt on a large sheet.
 _COVER_WITHOUT_TEXT: Final = 0.1
 #: Bytes of an embedded file.
@@ -237,8 +239,7 @@ def _needs_ocr(page: Any, text: str) -> bool:
         return True
     if signs >= _SHORT_CHARS:
         return False
-    outlined = count_letters(box for kind, box in painted if kind == "fill-path")
-    return outlined >= max(LEAST_OUTLINED, signs)
+    return is_outlined((box for kind, box in painted if kind == "fill-path"), signs)
 
 
 def _image_cover(page: Any, painted: list[Any]) -> float:
@@ -264,21 +265,21 @@ def _with_running_lines(pdf: Any, state: _Reading, ocr: bool) -> list[Page]:
         labels = labels_of(pdf)
     except TROUBLE:
         labels = []
-    pages = with_running_lines(state.pages, labels)
-    for index, page in enumerate(pages):
-        if not page.needs_ocr and (page.header or page.footer) and _is_only_stamped(pdf, index, page):
-            pages[index] = _waiting(page, pdf.load_page(index), state, ocr)
-    return pages
+    found = []
+    for index, (page, running) in enumerate(zip(state.pages, running_lines(state.pages), strict=True)):
+        label = labels[index] if index < len(labels) else ""
+        if not page.needs_ocr and (running.header or running.footer) and _is_only_stamped(pdf, index, page, running):
+            page = _waiting(page, pdf.load_page(index), state, ocr)
+        found.append(marked(page, running, label))
+    return found
 
 
-def _is_only_stamped(pdf: Any, index: int, page: Page) -> bool:
-    own = page.text.split("\n")
-    own = own[page.header : len(own) - page.footer]
-    if sum(map(signs_in, own)) >= _SHORT_CHARS or signs_in(page.text) < _SHORT_CHARS:
+def _is_only_stamped(pdf: Any, index: int, page: Page, running: Running) -> bool:
+    if signs_in(page.text) < _SHORT_CHARS or sum(map(signs_in, running.own(page.text))) >= _SHORT_CHARS:
         return False
     try:
         sheet = pdf.load_page(index)
-        return _image_cover(sheet, sheet.get_bboxlog()) >= _COVER
+        return _image_cover(sheet, sheet.get_bboxlog()) >= _COVER_OF_SCAN
     except TROUBLE:
         return False
 
