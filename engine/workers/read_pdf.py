@@ -47,6 +47,8 @@ _ATTACHMENT_BYTES: Final = 64 << 20
 _NAME_CHARS: Final = 255
 #: Characters of form fields and comments of one page.
 _EXTRA_CHARS: Final = 100_000
+#: Pages after which MuPDF is told to let go of fonts and pictures; by itself it keeps up to 256 MiB of them.
+_STORE_PAGES: Final = 64
 #: Memory that no honest page takes to be read: the densest of maps and drawings take a tenth of it.
 _PAGE_BYTES: Final = 400 << 20
 #: In which MuPDF tells where the lines of one page stand: 30 KB for close print. It takes as much memory as the lines
@@ -163,6 +165,8 @@ def _read_pages(pdf: Any, material: Material, state: _Reading, journal: Journal 
         if journal is not None:
             journal.add(page)
         material.place.progress(number, count)
+        if number % _STORE_PAGES == 0:
+            pymupdf.TOOLS.store_shrink(100)
         if state.budget.left <= 0:
             break
 
