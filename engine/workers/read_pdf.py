@@ -63,6 +63,9 @@ _FLAGS: Final = pymupdf.TEXT_PRESERVE_WHITESPACE | pymupdf.TEXT_CLIP | pymupdf.T
 _MAX_EXTRAS: Final = 5_000
 
 
+_CODES = re.compile("[\x00-\x08\x0e-\x1f]")
+
+
 def read(material: Material) -> Document:
     """Pages numbered from 1. Raises StageFailed: encrypted, damaged, bomb."""
     pdf = open_pdf(material.path)
@@ -192,6 +195,8 @@ def _page(pdf: Any, index: int, state: _Reading, ocr: bool, left: Callable[[], i
         state.unread.append(number)
         state.complaint = state.complaint or told(error)
         return Page(number=number, text="", method=Method.NONE)
+    # A code without a letter stood for something, most often a blank.
+    text = _CODES.sub(" ", text)
     state.recent = f"{state.recent}\n{text}"[-_RECENT_CHARS:]
     extras = _extras(page, text, state)
     text = state.budget.take(f"{text}\n{extras}".strip("\n") if extras else text)
