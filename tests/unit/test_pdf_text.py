@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,8 @@ def book(count: int, first: int = 1) -> bytes:
         for number in range(first, first + count):
             page = pdf.new_page(width=400, height=500)
             page.insert_text((20, 20), "The Mill" if number % 2 else "Chapter of Corn")
-            page.insert_textbox(
-                pymupdf.Rect(20, 60, 380, 440), f"Sack {number} is heavy. {PROSE[number * 3 :]} End {number % 3}"
-            )
+            words = random.Random(number).sample(PROSE.split(), 60)
+            page.insert_textbox(pymupdf.Rect(20, 60, 380, 440), f"Sack {number} {' '.join(words)}")
             page.insert_text((190, 480), f"- {number} -")
         data: bytes = pdf.tobytes()
         return data
@@ -299,7 +299,7 @@ def test_what_is_written_from_the_right_is_read_in_its_own_order(desk: Desk, lan
 )
 def test_vowel_signs_stay_where_they_were_written(desk: Desk, text: str) -> None:
     """A font whose codes are named by a table, as all fonts of such scripts are; no such font is needed for it."""
-    codes = {letter: 0x41 + at for at, letter in enumerate(dict.fromkeys(text.replace(" ", "")))}
+    codes = {letter: 0x21 + at for at, letter in enumerate(dict.fromkeys(text.replace(" ", "")))}
     table = b"".join(b"<%02X> <%04X>\n" % (code, ord(letter)) for letter, code in codes.items())
     shown = b"".join(b"%02X" % codes.get(letter, 0x20) for letter in text)
     rows = b"".join(b"1 0 0 1 20 %d Tm <%s> Tj " % (480 - 14 * y, shown) for y in range(9))
@@ -308,7 +308,11 @@ def test_vowel_signs_stay_where_they_were_written(desk: Desk, text: str) -> None
         b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
         b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 900 500]/Contents 4 0 R/Resources<</Font<</F 5 0 R>>>>>>",
         stream_of(b"BT /F 9 Tf " + rows + b"ET"),
-        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica/ToUnicode 6 0 R>>",
+        b"<</Type/Font/Subtype/Type1/BaseFont/Given/FirstChar 32/LastChar %d/Widths[300 %s]/ToUnicode 6 0 R>>"
+        % (
+            max(codes.values()),
+            b" ".join(b"0" if unicodedata.category(letter) == "Mn" else b"600" for letter in codes),
+        ),
         stream_of(
             b"begincmap\n1 begincodespacerange <00> <FF> endcodespacerange\n%d beginbfchar\n" % (len(codes) + 1)
             + table
