@@ -284,7 +284,8 @@ def _with_running_lines(pdf: Any, state: _Reading, ocr: bool) -> list[Page]:
 
 
 def _is_only_stamped(pdf: Any, index: int, page: Page, running: Running) -> bool:
-    if signs_in(page.text) < _SHORT_CHARS or sum(map(signs_in, running.own(page.text))) >= _SHORT_CHARS:
+    own = "\n".join(running.own(page.text))
+    if signs_in(own) >= _SHORT_CHARS or signs_in(page.text) < _SHORT_CHARS:
         return False
     try:
         sheet = pdf.load_page(index)
