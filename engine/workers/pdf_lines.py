@@ -198,11 +198,13 @@ def _keeps_hyphen(head: str, tail: str, around: str, seldom: bool) -> bool:
     What stands elsewhere without a break decides. Without a witness it is a broken word, as nearly all of them are;
     on a page that breaks words seldom it is a compound if both are words of that page.
     """
-    if not (head[-1].isalpha() and tail[0].islower() and len(head) > 1):
+    if not (head[-1].isalpha() and tail[0].isalpha()):
         return True
     word = tail.rstrip(".,;:!?)]}\"'”’»")
     if head + word in around:
         return False
+    if not tail[0].islower() or len(head) == 1:
+        return True
     # An elided article opens the second half of a compound: "main-d'oeuvre".
     if "-" in head or "-" in word or word[1:2] in ("'", "’") or head.lower() in _COMPOUNDING:
         return True

@@ -99,6 +99,7 @@ def lines(*texts: str) -> list[dict[str, Any]]:
         (("a hard-", "working miller, as hard-working as any"), "a hard-working\nmiller, as hard-working as any"),
         (("the flour-", "mill stands by the flourmill"), "the flourmill\nstands by the flourmill"),
         (("Jean-", "Paul came"), "Jean-Paul\ncame"),
+        (("an OP-", "TIONAL field; OPTIONAL"), "an OPTIONAL\nfield; OPTIONAL"),
         (("in 2019-", "2020 it rained"), "in 2019-2020\nit rained"),
         (("state-of-", "the-art mills"), "state-of-the-art\nmills"),
         (("pre-", "and post-war mills"), "pre-\nand post-war mills"),
