@@ -33,6 +33,8 @@ _COMPOUNDING: Final = frozenset(("well", "self", "ci"))
 #: Where a program breaks words, more lines than one in forty of a page end with a hyphen; where it does not, those that
 #: do are compounds.
 _LINES_OF_A_HYPHEN: Final = 40
+#: Of one page, and text of it that is searched for each of them: several times what close print has.
+_MOST_BROKEN, _AROUND_CHARS = 500, 40_000
 #: Letters of a word that are looked at; the longest of any dictionary have some 80.
 _WORD_CHARS: Final = 80
 
@@ -164,10 +166,10 @@ def _are_beside(one: list[Line], other: list[Line]) -> bool:
 
 def _with_whole_words(texts: list[str], before: str) -> str:
     """The texts as lines. Of a word that was broken the rest stands on the line where it began."""
-    broken = [index for index, text in enumerate(texts[:-1]) if text[-1] in _HYPHENS]
+    broken = [index for index, text in enumerate(texts[:-1]) if text[-1] in _HYPHENS][:_MOST_BROKEN]
     plain = "\n".join(texts)
     if broken:
-        around = f"{before}\n{plain}"
+        around = f"{before}\n{plain[:_AROUND_CHARS]}"
         seldom = len(broken) * _LINES_OF_A_HYPHEN <= len(texts)
         for index in broken:
             joined = _joined(texts[index], texts[index + 1], around, seldom)

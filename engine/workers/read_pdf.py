@@ -124,6 +124,7 @@ class _Reading:
     too_large: list[int] = field(default_factory=list)
     attached: dict[str, None] = field(default_factory=dict)
     not_taken: list[str] = field(default_factory=list)
+    attempts: int = 0
     without_ocr: int = 0
     complaint: str = ""
     recent: str = ""
@@ -338,6 +339,10 @@ def _attachments(pdf: Any, state: _Reading) -> None:
 def _attach(state: _Reading, inform: Callable[[], dict[str, Any]], unpack: Callable[[], bytes]) -> None:
     """One attached file becomes a part. What cannot is counted; its name is listed all the same."""
     name = ""
+    state.attempts += 1
+    if state.attempts > MAX_PARTS:
+        state.parts.left_out += 1
+        return
     try:
         info = inform()
         name = line(str(info.get("ufilename") or info.get("filename") or info.get("name") or ""), _NAME_CHARS)
