@@ -3,13 +3,19 @@
 Rule: page by page. One page that cannot be read costs that page; what MuPDF keeps of it is dropped before the next.
 One that takes the worker with it costs that page too: those before it are in the journal, and the next worker is told
 to leave it alone.
+
+    page -> MuPDF's structured text -> pdf_lines: rows, whole words -> text
+                                       pdf_legibility: does it say what the page shows? no -> OCR
+    all pages -> pdf_running: headers, footers, printed numbers
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -20,30 +26,44 @@ from engine.document import MAX_PAGES, MAX_PARTS, Document, Method, Page
 from engine.ports import StageFailed
 from engine.reasons import Reason
 from engine.workers.journal import Journal
-from engine.workers.reading import Budget, Material, Parts, clean, sheet_pixels, tidy, told
+from engine.workers.pdf_about import facts_of, labels_of, title_of
+from engine.workers.pdf_legibility import Layer, is_outlined, layer_of, signs_in
+from engine.workers.pdf_lines import text_of
+from engine.workers.pdf_running import Running, marked, running_lines
+from engine.workers.reading import Budget, Material, Parts, line, sheet_pixels, tidy, told
 from engine.workers.types import HEAD_BYTES, media_type_of
 
 #: Measured on 220 labelled pages, all of them decided rightly: a page needs OCR when images cover at least half of it
-#: and its text layer is short, hardly alphanumeric (stamps, noise), or in glyphs without meaning.
+#: and its text layer is short, or no text (pdf_legibility.py).
 _COVER: Final = 0.5
 _SHORT_CHARS: Final = 200
-_ALPHANUMERIC: Final = 0.5
-_GARBLED: Final = 0.1
+#: A scan covers the page but for its margins.
+_COVER_OF_SCAN: Final = 0.8
 #: A page without a single character is a picture of something from this cover on: a receipt on a large sheet.
 _COVER_WITHOUT_TEXT: Final = 0.1
-#: Where most of the characters have no meaning, OCR is all there is, whatever the page is painted with.
-_HOPELESS: Final = 0.5
 #: Bytes of an embedded file.
 _ATTACHMENT_BYTES: Final = 64 << 20
+#: Characters of an attachment's name.
+_NAME_CHARS: Final = 255
 #: Characters of form fields and comments of one page.
 _EXTRA_CHARS: Final = 100_000
+#: Pages after which MuPDF is told to let go of fonts and pictures; by itself it keeps up to 256 MiB of them.
+_STORE_PAGES: Final = 64
 #: Memory that no honest page takes to be read: the densest of maps and drawings take a tenth of it.
 _PAGE_BYTES: Final = 400 << 20
+#: In which MuPDF tells where the lines of one page stand: 30 KB for close print. It takes as much memory as the lines
+#: do; read, they take ten times as much. Beyond it the text is taken as it comes.
+_LAID_OUT_BYTES: Final = 8 << 20
+#: Text of pages before that is kept for words that a line's end breaks.
+_RECENT_CHARS: Final = 10_000
+#: What MuPDF is asked for: ligatures as letters; of letters that no table names, the code that stands in the file,
+#: which often is the letter. What is clipped away is not on the page.
+_FLAGS: Final = pymupdf.TEXT_PRESERVE_WHITESPACE | pymupdf.TEXT_CLIP | pymupdf.TEXT_USE_CID_FOR_UNKNOWN_UNICODE
 #: Of each kind, on one page: PyMuPDF looks for each from the first one on, so that a number costs its square.
 _MAX_EXTRAS: Final = 5_000
 
-_NO_TITLE = re.compile(r"^untitled|^slide 1$|^\W*$|\.(docx?|pptx?|xlsx?|tex|dvi|indd|qxd|rtf)$", re.IGNORECASE)
-_MEANINGLESS = re.compile("[\x00-\x08\x0e-\x1f\ufffd\ue000-\uf8ff\U000f0000-\U0010fffd]")
+
+_CODES = re.compile("[\x00-\x08\x0e-\x1f]")
 
 
 def read(material: Material) -> Document:
@@ -66,6 +86,8 @@ def open_pdf(path: Path) -> Any:
             raise StageFailed(Reason.ENCRYPTED, "a PDF that opens only with a password")
         count = pdf.page_count
     except TROUBLE as error:
+        if re.search(r"encrypt|crypt filter|password", str(error)):
+            raise StageFailed(Reason.ENCRYPTED, f"a PDF that is encrypted in another manner: {told(error)}") from error
         raise refused(error, "a PDF that cannot be opened") from error
     if count > MAX_PAGES:
         raise StageFailed(Reason.BOMB, f"a PDF that claims {count} pages; at most {MAX_PAGES}")
@@ -95,17 +117,22 @@ class _Reading:
     """What has been seen so far."""
 
     budget: Budget
+    parts: Parts
     pages: list[Page] = field(default_factory=list)
     unread: list[int] = field(default_factory=list)
     skipped: int = 0
     too_large: list[int] = field(default_factory=list)
+    attached: dict[str, None] = field(default_factory=dict)
+    not_taken: list[str] = field(default_factory=list)
+    attempts: int = 0
     without_ocr: int = 0
     complaint: str = ""
+    recent: str = ""
 
 
 def _read(pdf: Any, material: Material) -> Document:
-    state = _Reading(Budget(limit=material.max_text_bytes))
-    count, title, facts = pdf.page_count, _title(pdf), _facts(pdf)
+    state = _Reading(Budget(limit=material.max_text_bytes), Parts(material))
+    count, title, facts = pdf.page_count, title_of(pdf), facts_of(pdf)
     # Of one page there would be nothing to keep.
     wanted = material.journal and count > 1
     journal = Journal(material, material.document(title=title, facts=facts), count) if wanted else None
@@ -119,13 +146,14 @@ def _read(pdf: Any, material: Material) -> Document:
         raise StageFailed(Reason.BOMB, f"a PDF of which no page can be read: {state.complaint}")
     if without == len(state.pages):
         raise StageFailed(Reason.DAMAGED, f"a PDF of which no page can be read: {state.complaint}")
-    parts = _attachments(pdf, material)
+    state.pages = _with_running_lines(pdf, state, material.ocr)
+    _attachments(pdf, state)
     return material.document(
         title=title,
         pages=state.pages,
-        parts=parts.written,
-        facts=facts,
-        notes=[*_notes(pdf, state, count), *parts.notes()],
+        parts=state.parts.written,
+        facts={**facts, "attachments": ", ".join(filter(None, state.attached))},
+        notes=[*_notes(pdf, state, count), *state.parts.notes()],
     )
 
 
@@ -141,6 +169,8 @@ def _read_pages(pdf: Any, material: Material, state: _Reading, journal: Journal 
         if journal is not None:
             journal.add(page)
         material.place.progress(number, count)
+        if number % _STORE_PAGES == 0:
+            pymupdf.TOOLS.store_shrink(100)
         if state.budget.left <= 0:
             state.budget.cut = state.budget.cut or number < count
             break
@@ -151,7 +181,7 @@ def _page(pdf: Any, index: int, state: _Reading, ocr: bool, left: Callable[[], i
     before = left()
     try:
         page = pdf.load_page(index)
-        text = tidy(page.get_text("text"))
+        text = _text_of(page, state.recent)
         needs_ocr = _needs_ocr(page, text)
     except TROUBLE as error:
         trouble = refused(error, "page")
@@ -167,35 +197,66 @@ def _page(pdf: Any, index: int, state: _Reading, ocr: bool, left: Callable[[], i
         state.unread.append(number)
         state.complaint = state.complaint or told(error)
         return Page(number=number, text="", method=Method.NONE)
-    text = state.budget.take("\n".join(filter(None, (text, _extras(page, text)))))
-    if needs_ocr and not ocr:
+    # A code without a letter stood for something, most often a blank.
+    text = _CODES.sub(" ", text)
+    state.recent = f"{state.recent}\n{text}"[-_RECENT_CHARS:]
+    extras = _extras(page, text, state)
+    text = state.budget.take(f"{text}\n{extras}".strip("\n") if extras else text)
+    found = Page(number=number, text=text, method=Method.TEXT if text else Method.NONE)
+    return _waiting(found, page, state, ocr) if needs_ocr else found
+
+
+def _waiting(found: Page, page: Any, state: _Reading, ocr: bool) -> Page:
+    """The page, to be read by OCR; where that is off, it is counted."""
+    if not ocr:
         state.without_ocr += 1
-    return Page(
-        number=number,
-        text=text,
-        method=Method.TEXT if text else Method.NONE,
-        needs_ocr=needs_ocr and ocr,
-        pixels=sheet_pixels(page.rect.width, page.rect.height) if needs_ocr and ocr else 0,
-    )
+        return found
+    return replace(found, needs_ocr=True, pixels=sheet_pixels(page.rect.width, page.rect.height))
+
+
+# --- the text of a page ----------------------------------------------------------------------------------------------
+
+
+def _text_of(page: Any, before: str) -> str:
+    """The text layer, row by row. `page.get_text` takes five times as long to write down what has been found."""
+    mupdf = pymupdf.mupdf
+    found = page.get_textpage(flags=_FLAGS).this
+    laid_out = mupdf.fz_new_buffer(1 << 14)
+    out = mupdf.FzOutput(laid_out)
+    mupdf.fz_print_stext_page_as_json(out, found, 1)
+    out.fz_close_output()
+    if mupdf.fz_buffer_storage(laid_out)[0] > _LAID_OUT_BYTES:
+        plain = mupdf.fz_new_buffer_from_stext_page(found)
+        return tidy(plain.fz_buffer_extract().decode("utf-8", "replace"))
+    # Names of fonts are in it, and may hold anything.
+    data = laid_out.fz_buffer_extract().decode("utf-8", "replace")
+    return text_of(json.loads(data, strict=False)["blocks"], before)
+
+
+# --- whether it is enough --------------------------------------------------------------------------------------------
 
 
 def _needs_ocr(page: Any, text: str) -> bool:
-    signs = "".join(text.split())
-    alphanumeric = sum(sign.isalnum() for sign in signs)
-    garbled = len(_MEANINGLESS.findall(signs))
-    if signs and garbled > _HOPELESS * len(signs):
+    signs = signs_in(text)
+    layer = layer_of(text) if signs else Layer.DOUBTFUL
+    if layer is Layer.GARBLED:
         return True
-    if len(signs) >= _SHORT_CHARS and alphanumeric >= _ALPHANUMERIC * len(signs) and garbled <= _GARBLED * len(signs):
+    if layer is Layer.TEXT and signs >= _SHORT_CHARS:
         return False
     painted = page.get_bboxlog()
     if not signs and any(kind.endswith("-text") and kind != "ignore-text" for kind, _ in painted):
         return True  # letters are painted, but nothing tells which they are
-    return _image_cover(page, painted) >= (_COVER if signs else _COVER_WITHOUT_TEXT)
+    if _image_cover(page, painted) >= (_COVER if signs else _COVER_WITHOUT_TEXT):
+        return True
+    if signs >= _SHORT_CHARS:
+        return False
+    return is_outlined((box for kind, box in painted if kind == "fill-path"), signs)
 
 
 def _image_cover(page: Any, painted: list[Any]) -> float:
     """The share of the page that images are painted on, 0 to 1; where they overlap, they count twice."""
-    rect = page.rect
+    # What is painted is measured on the sheet as it was before it was turned.
+    rect = page.rect * page.derotation_matrix if page.rotation else page.rect
     whole = abs(float(rect.width) * float(rect.height))
     if not whole:
         return 0.0
@@ -208,16 +269,52 @@ def _image_cover(page: Any, painted: list[Any]) -> float:
     return min(1.0, covered / whole)
 
 
-def _extras(page: Any, text: str) -> str:
-    """What form fields hold and comments say, where the page does not show it as text."""
+def _with_running_lines(pdf: Any, state: _Reading, ocr: bool) -> list[Page]:
+    """The pages with their headers, footers and labels. Where they hold little else, a page is looked at again: what
+    stands on each page of a scan is a stamp, however long."""
+    try:
+        labels = labels_of(pdf)
+    except TROUBLE:
+        labels = []
+    found = []
+    for index, (page, running) in enumerate(zip(state.pages, running_lines(state.pages), strict=True)):
+        label = labels[index] if index < len(labels) else ""
+        if not page.needs_ocr and (running.header or running.footer) and _is_only_stamped(pdf, index, page, running):
+            page = _waiting(page, pdf.load_page(index), state, ocr)
+        found.append(marked(page, running, label))
+    return found
+
+
+def _is_only_stamped(pdf: Any, index: int, page: Page, running: Running) -> bool:
+    own = "\n".join(running.own(page.text))
+    if signs_in(own) >= _SHORT_CHARS or signs_in(page.text) < _SHORT_CHARS:
+        return False
+    try:
+        sheet = pdf.load_page(index)
+        return _image_cover(sheet, sheet.get_bboxlog()) >= _COVER_OF_SCAN
+    except TROUBLE:
+        return False
+
+
+# --- what is not on the page -----------------------------------------------------------------------------------------
+
+
+def _extras(page: Any, text: str, state: _Reading) -> str:
+    """What form fields hold and comments say, where the page does not show it as text. Files pinned to the page are
+    taken as parts."""
     pieces: list[str] = []
     try:
         if page.first_widget is not None:
             widgets = islice(page.widgets(), _MAX_EXTRAS)
             pieces += [widget.field_value for widget in widgets if _is_said(widget.field_value)]
         if page.first_annot is not None:
-            pieces += [annot.info.get("content", "") for annot in islice(page.annots(), _MAX_EXTRAS)]
+            for annot in islice(page.annots(), _MAX_EXTRAS):
+                pieces.append(annot.info.get("content", ""))
+                if annot.type[0] == pymupdf.PDF_ANNOT_FILE_ATTACHMENT:
+                    _attach(state, partial(getattr, annot, "file_info"), annot.get_file)
     except TROUBLE:
+        return ""
+    if not pieces:
         return ""
     shown = " ".join(text.split())
     hidden = dict.fromkeys(flat for piece in pieces if (flat := " ".join(piece.split())) and flat not in shown)
@@ -228,65 +325,41 @@ def _is_said(value: object) -> bool:
     return isinstance(value, str) and value not in ("", "Off", "Yes")
 
 
-def _attachments(pdf: Any, material: Material) -> Parts:
+def _attachments(pdf: Any, state: _Reading) -> None:
     """The files that are embedded in the PDF, as far as they can be unpacked and are of a reasonable size."""
-    parts = Parts(material)
     try:
         count = pdf.embfile_count()
     except TROUBLE:
-        parts.left_out += 1
-        return parts
-    parts.left_out += max(0, count - MAX_PARTS)
+        state.parts.left_out += 1
+        return
     for index in range(min(count, MAX_PARTS)):
-        if parts.is_full():
-            parts.left_out += min(count, MAX_PARTS) - index
-            break
-        try:
-            info = pdf.embfile_info(index)
-            if max(info.get("length", 0), info.get("size", 0)) > _ATTACHMENT_BYTES:
-                parts.left_out += 1
-                continue
-            data = pdf.embfile_get(index)
-        except TROUBLE:
-            parts.left_out += 1
-            continue
-        name = str(info.get("ufilename") or info.get("filename") or info.get("name") or "")
-        parts.add(name, media_type_of(data[:HEAD_BYTES], name), data)
-    return parts
+        _attach(state, partial(pdf.embfile_info, index), partial(pdf.embfile_get, index))
+    state.parts.left_out += max(0, count - MAX_PARTS)
 
 
-def _title(pdf: Any) -> str:
-    title = clean(str((pdf.metadata or {}).get("title") or "")).strip()
-    title = re.sub(r"^Microsoft (Office )?(Word|PowerPoint|Excel) - ", "", title)
-    # Writers leave their own working names in this field; the file's name says more.
-    if len(title) < 3 or _NO_TITLE.search(title):
-        return ""
-    return "" if _MEANINGLESS.search(title) else title
-
-
-def _facts(pdf: Any) -> dict[str, str]:
-    metadata = pdf.metadata or {}
-    return {
-        "author": str(metadata.get("author") or ""),
-        "subject": str(metadata.get("subject") or ""),
-        "keywords": str(metadata.get("keywords") or ""),
-        "date": _date(str(metadata.get("creationDate") or "")),
-    }
-
-
-def _date(value: str) -> str:
-    """A PDF date (ISO 32000, 7.9.4), "D:20260301093000+01'00'", as ISO 8601; "" when it is none."""
-    match = re.match(r"D?:?(\d{4})(\d\d)(\d\d)(?:(\d\d)(\d\d)(\d\d)?)?(?:(Z)|([+-]\d\d)'?(\d\d)?)?", value)
-    if not match:
-        return ""
-    year, month, day, hour, minute, second, utc, zone, zone_minute = match.groups()
-    if not ("01" <= month <= "12" and "01" <= day <= "31"):
-        return ""
-    date = f"{year}-{month}-{day}"
-    if hour is None:
-        return date
-    offset = "+00:00" if utc else f"{zone}:{zone_minute or '00'}" if zone else ""
-    return f"{date}T{hour}:{minute}:{second or '00'}{offset}"
+def _attach(state: _Reading, inform: Callable[[], dict[str, Any]], unpack: Callable[[], bytes]) -> None:
+    """One attached file becomes a part. What cannot is counted; its name is listed all the same."""
+    name = ""
+    state.attempts += 1
+    if state.attempts > MAX_PARTS:
+        state.parts.left_out += 1
+        return
+    try:
+        info = inform()
+        name = line(str(info.get("ufilename") or info.get("filename") or info.get("name") or ""), _NAME_CHARS)
+        state.attached[name] = None
+        if state.parts.is_full():
+            state.parts.left_out += 1
+            return
+        size = max(info.get("length", 0), info.get("size", 0))
+        if size > _ATTACHMENT_BYTES:
+            raise ValueError(f"{size} bytes, more than {_ATTACHMENT_BYTES}")
+        data = unpack()
+    except TROUBLE as error:
+        state.parts.left_out += 1
+        state.not_taken.append(f"{name or 'one without a name'} ({told(error)})")
+        return
+    state.parts.add(name, media_type_of(data[:HEAD_BYTES], name), data)
 
 
 def _notes(pdf: Any, state: _Reading, count: int) -> list[str]:
@@ -299,6 +372,9 @@ def _notes(pdf: Any, state: _Reading, count: int) -> list[str]:
         notes.append(f"pages that could not be read: {listed} ({state.complaint})")
     if state.without_ocr:
         notes.append(f"{state.without_ocr} pages were not read: OCR is off")
+    if state.not_taken:
+        listed = ", ".join(state.not_taken[:20]) + (", ..." if len(state.not_taken) > 20 else "")
+        notes.append(f"attachments that were not taken: {listed}")
     if len(state.pages) < count:
         notes.append(f"pages {len(state.pages) + 1} to {count} were left out")
     return notes

@@ -11,12 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import pymupdf
 import pytest
 from PIL import Image
 
 from engine.ports import StageFailed
 from engine.reasons import Reason
-from engine.workers import image_heads, markup, read_docx, read_event, read_mail, read_pdf, reading
+from engine.workers import image_heads, markup, pdf_lines, read_docx, read_event, read_mail, read_pdf, reading
 from engine.workers.archive import open_archive
 from engine.workers.ocr import open_stage
 from engine.workers.reading import tidy
@@ -258,6 +259,37 @@ def test_a_page_that_eats_all_memory_costs_that_page(desk: Desk, monkeypatch: py
     desk.memory_bytes = 100 << 20
     with pytest.raises(MemoryError):
         desk.read(bombs.crowded(520, pages=2), "a.pdf")
+
+
+def test_lines_of_a_page_are_counted_before_they_are_looked_at(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound its words are there all the same, as they come; so are the attachments that are tried."""
+    texts = [(20 + 40 * (n % 9), 30 + 15 * (n // 9), f"w{n}") for n in range(200)]
+    with pymupdf.open() as pdf:
+        page = pdf.new_page()
+        for x, y, word in texts:
+            page.insert_text((x, y), word, fontsize=8)
+        for number in range(3):
+            page.add_file_annot((500, 50 * number), b"oats", f"{number}.txt")
+        data = pdf.tobytes()
+    whole = desk.read(data, "a.pdf")
+    assert "w0\tw1\tw2" in text_of(whole)
+    assert len(whole.parts) == 3
+    monkeypatch.setattr(read_pdf, "_LAID_OUT_BYTES", 10_000)
+    monkeypatch.setattr(read_pdf, "MAX_PARTS", 2)
+    cut = desk.read(data, "a.pdf")
+    assert sorted(text_of(cut).split()) == sorted(text_of(whole).split())
+    assert len(cut.parts) == 2
+    assert cut.notes == ("1 parts were left out: too many, too large or damaged",)
+
+
+def test_broken_words_of_a_page_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first ones are joined; looking for each of any number in the whole of a page would take its square."""
+    monkeypatch.setattr(pdf_lines, "_MOST_BROKEN", 2)
+    box = {"x": 0, "y": 0, "w": 9, "h": 9}
+    lines = [
+        {"text": f"mil{'lstone ' * (n > 0)}bar-" if n < 4 else "ley", "bbox": box | {"y": 20 * n}} for n in range(5)
+    ]
+    assert pdf_lines.text_of([{"lines": lines}]).count("-") == 2
 
 
 def test_frames_and_passes_of_a_picture_are_counted_without_pillow(
