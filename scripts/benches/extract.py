@@ -16,11 +16,13 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
@@ -40,6 +42,7 @@ QUICK = Sizes(every=12, scans=(1, 3), users=2, books=2, book_pages=20, rounds=1)
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, print, draw. Returns the exit code."""
     given = _parse(words)
+    signal.signal(signal.SIGTERM, _end)
     peers = _peers(given.peers)
     place = Path(tempfile.mkdtemp(prefix="nightmill-extract-", dir=given.place))
     sections: dict[str, Section] = {}
@@ -69,6 +72,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--corpus", type=Path, default=Path(corpus), help="of real files (default: %(default)s)")
     parser.add_argument("--only", type=_names, default=tuple(SECTIONS), help=f"some of {','.join(SECTIONS)}")
     parser.add_argument("--quick", action="store_true", help="a small size of everything; its figures mean little")
+    parser.add_argument("--every", type=int, metavar="N", help="only every Nth file and page image")
     parser.add_argument("--cores", type=int, default=cores, help="workers of ours and of pools (default: %(default)s)")
     parser.add_argument("--rounds", type=int, help=f"of what is compared by time (default: {Sizes().rounds})")
     parser.add_argument("--users", type=int, help=f"who have the mixed files (default: {Sizes().users})")
@@ -89,7 +93,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     for folder in ("ocr", "mixed"):
         if not (given.corpus / folder).is_dir():
             parser.error(f"no corpus of real files at {given.corpus} (set NIGHTMILL_CORPUS)")
-    said = {name: getattr(given, name) for name in ("rounds", "users", "scans", "dpi")}
+    said = {name: getattr(given, name) for name in ("every", "rounds", "users", "scans", "dpi")}
     sizes = QUICK if given.quick else Sizes()
     given.sizes = Sizes(
         **{
@@ -98,6 +102,10 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
         }
     )
     return given
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _names(words: str) -> tuple[str, ...]:

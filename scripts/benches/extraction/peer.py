@@ -47,19 +47,19 @@ def kreuzberg_batch(files: list[str], ocr: bool, texts: bool) -> dict[str, Any]:
     return {"failed": failed, "chars": sum(map(len, found.values())), "texts": found if texts else {}}
 
 
-def kreuzberg_each(files: list[str]) -> dict[str, Any]:
-    """One file after the other: file -> CPU seconds, of all threads; a file that fails is left out."""
+def kreuzberg_each(files: list[str], readings: int) -> dict[str, Any]:
+    """One file after the other: file -> CPU seconds, of all threads, the least; a file that fails is left out."""
     import kreuzberg
 
     config = _kreuzberg_config(ocr=False)
-    taken = {}
-    for file in files:
+    taken: dict[str, float] = {}
+    for file in files * readings:
         began = time.process_time()
         try:
             kreuzberg.extract_file_sync(file, config=config)
         except Exception:  # noqa: BLE001 - whatever it does not read is not compared
             continue
-        taken[file] = time.process_time() - began
+        taken[file] = min(taken.get(file, 1e9), time.process_time() - began)
     return {"cpu_seconds": taken}
 
 

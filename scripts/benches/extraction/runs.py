@@ -143,10 +143,10 @@ def _uses(mill: Mill) -> dict[str, Use]:
 
 
 def _files(mill: Mill) -> dict[str, Read]:
-    """Files of the same path of several users count as one: they are the same file."""
+    """Files of the same path of several users are the same file: of these the one that took least counts."""
     rows = mill.ledger(
         "SELECT i.path, i.state, i.media_type, coalesce(sum(a.cpu_seconds), 0) FROM items i "
-        "LEFT JOIN attempts a ON a.item_id = i.id WHERE i.parent_id IS NULL GROUP BY i.id"
+        "LEFT JOIN attempts a ON a.item_id = i.id WHERE i.parent_id IS NULL GROUP BY i.id ORDER BY 4 DESC"
     )
     return {path: Read(state=state, media_type=kind, cpu_seconds=cpu) for path, state, kind, cpu in rows}
 
