@@ -12,6 +12,9 @@ from pathlib import Path
 
 from scheduling.figures import Figure, Part
 
+#: Whose figure it is where the words do not say.
+NIGHTMILL = "Nightmill"
+
 
 def write_figures(page: Path, parts: Mapping[str, Part]) -> None:
     """Replace the tables of these sections. ValueError where the page has no place for one."""
@@ -30,17 +33,33 @@ def write_figures(page: Path, parts: Mapping[str, Part]) -> None:
 
 
 def table(part: Part, day: datetime.date | None = None) -> str:
-    """The figures of a section as Markdown, with the day."""
+    """The figures of a section as Markdown, with the day: a row for each thing, a column for each who did it."""
     day = day or datetime.datetime.now(datetime.UTC).date()
-    rows = ["| what | measured | target |", "|---|---|---|", *map(_row, part.figures)]
-    return "\n".join([f"*Measured {day.isoformat()}.*", "", *rows])
+    things: dict[str, dict[str, Figure]] = {}
+    for figure in part.figures:
+        thing, _, who = figure.words.rpartition(": ")
+        things.setdefault(thing or who, {})[who if thing else NIGHTMILL] = figure
+    columns = list(dict.fromkeys([NIGHTMILL, *(who for cells in things.values() for who in cells)]))
+    rows = [
+        ["", *columns, "target"],
+        ["---"] * (len(columns) + 2),
+        *([thing, *(_cell(cells.get(who)) for who in columns), _target(cells)] for thing, cells in things.items()),
+    ]
+    return "\n".join([f"*Measured {day.isoformat()}.*", "", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def _row(figure: Figure) -> str:
-    target = " and ".join(
-        f"{sign} {bound:g}" for sign, bound in (("≥", figure.at_least), ("≤", figure.at_most)) if bound is not None
-    )
-    verdict = f"{target}: {'missed' if figure.missed else 'reached'}" if target else ""
+def _cell(figure: Figure | None) -> str:
+    if figure is None:
+        return ""
     value = figure.value
     number = f"{value:,.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.3g}"
-    return f"| {figure.words} | {number} {figure.unit}".rstrip() + f" | {verdict} |"
+    return f"{number} {figure.unit}".rstrip()
+
+
+def _target(cells: Mapping[str, Figure]) -> str:
+    for figure in cells.values():
+        signs = (("≥", figure.at_least), ("≤", figure.at_most))
+        bounds = " and ".join(f"{sign} {bound:g}" for sign, bound in signs if bound is not None)
+        if bounds:
+            return f"{bounds}: {'missed' if figure.missed else 'reached'}"
+    return ""

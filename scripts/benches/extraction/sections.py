@@ -20,12 +20,12 @@ from scheduling.figures import Figure, Part
 
 from engine.workers.types import DOCX, IMAGES, PDF
 from extraction.measures import Found, added, agreed, compare, error_rates, words_of
+from extraction.pages import NIGHTMILL
 from extraction.peers import Peers
 from extraction.runs import MillRun, Watched, run_mill
 from extraction.worlds import docx_words, page_count, page_images, write_books, write_scans
 
 _T = TypeVar("_T")
-NIGHTMILL = "Nightmill"
 #: Of each file, where the least CPU time of them counts.
 READINGS = 3
 
@@ -298,7 +298,7 @@ def types(world: World) -> Section:
                         name=f"cpu_{_plain(kind)}_{_plain(name)}",
                         value=rows[kind][name],
                         unit="ms",
-                        words=f"CPU time a file, {kind} ({len(taken)} files): {name}",
+                        words=f"CPU time a file, {kind} ({len(ours[kind])} files): {name}",
                     )
                 )
     chart = bar_chart("CPU time a file by type, OCR off", rows, "ms, logarithmic", by_powers=True)
@@ -385,7 +385,7 @@ def _pdf_words(world: World, read: MillRun) -> tuple[list[Figure], int]:
             said = f"{what} of words, text PDFs ({len(several)} files): {name}"
             figures.append(Figure(name=f"pdf_{what}_{_plain(name)}", value=value, unit="", words=said, at_least=least))
     if worst[1]:
-        figures.append(Figure(name="pdf_worst", value=worst[0], unit="", words=f"least recall of a file: {worst[1]}"))
+        figures.append(Figure(name="pdf_worst", value=worst[0], unit="", words=f"least recall of a file ({worst[1]})"))
     return figures, len(files)
 
 
