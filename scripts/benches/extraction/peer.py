@@ -150,14 +150,14 @@ def _chars_by_pdfium(part: tuple[str, int, int]) -> int:
 
 
 def pdf_texts(files: list[str], workers: int) -> dict[str, Any]:
-    """texts: library -> file -> whole text; "" where the library raises."""
+    """texts: library -> file -> whole text; "" where the library raises. four: those that say what the words are."""
     pairs = [(library, file) for file in files for library in _READERS]
     with _pool(workers) as pool:
         texts = list(pool.map(_whole_text, pairs))
     found: dict[str, dict[str, str]] = {library: {} for library in _READERS}
     for (library, file), text in zip(pairs, texts, strict=True):
         found[library][file] = text
-    return {"texts": found}
+    return {"texts": found, "four": [library for library in _READERS if library not in _SPARE]}
 
 
 def _whole_text(pair: tuple[str, str]) -> str:
@@ -193,6 +193,13 @@ def _by_kreuzberg(file: str) -> str:
     return kreuzberg.extract_file_sync(file, config=_kreuzberg_config(ocr=False)).content
 
 
+def _by_pdf_oxide(file: str) -> str:
+    import pdf_oxide
+
+    pdf = pdf_oxide.PdfDocument(file)
+    return "\n".join(pdf.extract_text(number) for number in range(pdf.page_count()))
+
+
 def _by_pdftotext(file: str) -> str:
     import subprocess
 
@@ -200,12 +207,22 @@ def _by_pdftotext(file: str) -> str:
 
 
 def _readers() -> dict[str, Callable[[str], str]]:
-    """Four. Kreuzberg reads PDFs by pdfium, as pypdfium2 does: poppler is the better fourth where it is installed."""
+    """Four, the last of which is poppler where it is installed, and pdf_oxide beside them.
+
+    Kreuzberg reads PDFs by pdfium, as pypdfium2 does, so that the two of them alone are a majority of two: with
+    pdf_oxide in its place all four are programs of their own.
+    """
     import shutil
 
     poppler = shutil.which("pdftotext") is not None
     fourth = {"pdftotext": _by_pdftotext} if poppler else {"kreuzberg": _by_kreuzberg}
-    return {"pypdfium2": _by_pypdfium2, "pypdf": _by_pypdf, "pdfminer.six": _by_pdfminer, **fourth}
+    return {
+        "pypdfium2": _by_pypdfium2,
+        "pypdf": _by_pypdf,
+        "pdfminer.six": _by_pdfminer,
+        **fourth,
+        "pdf_oxide": _by_pdf_oxide,
+    }
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
@@ -213,6 +230,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 
 _READERS = _readers()
+_SPARE = ("pdf_oxide",)
 VERBS: dict[str, Callable[..., dict[str, Any]]] = {
     "kreuzberg-batch": kreuzberg_batch,
     "kreuzberg-each": kreuzberg_each,

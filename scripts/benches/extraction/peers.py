@@ -20,6 +20,7 @@ from extraction.runs import RunError, Watched, plain_environ, watch
 #: What was current when this was written; ours of the same names are in requirements.lock.
 VERSIONS = (
     "kreuzberg==4.10.4",
+    "pdf-oxide==0.3.78",
     "pdfminer.six==20260107",
     "pillow==13.0.0",
     "pymupdf==1.28.2",

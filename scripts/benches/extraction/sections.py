@@ -366,16 +366,20 @@ def _pdf_words(world: World, read: MillRun) -> tuple[list[Figure], int]:
         and path.name in read.documents
         and not any(page.needs_ocr for page in read.documents[path.name].pages)
     ]
-    texts = world.peer("pdf-texts", files=[str(path) for path in files], workers=world.cores)[1]["texts"]
+    answer = world.peer("pdf-texts", files=[str(path) for path in files], workers=world.cores)[1]
+    texts, four = answer["texts"], answer["four"]
+    apart = [*four[:-1], *(name for name in texts if name not in four)]
+    alike: list[Found] = []
     found: dict[str, list[Found]] = defaultdict(list)
     worst: tuple[float, str] = (2.0, "")
     for path in files:
         others = {name: words_of(their[str(path)]) for name, their in texts.items()}
-        wanted = agreed(list(others.values()))
+        wanted = agreed([others[name] for name in four])
         if not wanted:
             continue
         for name, own in ((NIGHTMILL, words_of(_text(read.documents[path.name]))), *others.items()):
             found[name].append(compare(own, wanted))
+        alike.append(compare(words_of(_text(read.documents[path.name])), agreed([others[name] for name in apart])))
         worst = min(worst, (found[NIGHTMILL][-1].recall, path.name))
     figures = []
     for name, several in found.items():
@@ -384,6 +388,9 @@ def _pdf_words(world: World, read: MillRun) -> tuple[list[Figure], int]:
         for what, value in (("recall", total.recall), ("precision", total.precision)):
             said = f"{what} of words, text PDFs ({len(several)} files): {name}"
             figures.append(Figure(name=f"pdf_{what}_{_plain(name)}", value=value, unit="", words=said, at_least=least))
+    said = f"with {apart[-1]} in place of {four[-1]}"
+    for what, value in (("recall", added(alike).recall), ("precision", added(alike).precision)):
+        figures.append(Figure(name=f"pdf_{what}_apart", value=value, unit="", words=f"{what}, {said}: {NIGHTMILL}"))
     if worst[1]:
         figures.append(Figure(name="pdf_worst", value=worst[0], unit="", words=f"least recall of a file ({worst[1]})"))
     return figures, len(files)
