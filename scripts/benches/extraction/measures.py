@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 _PLAIN = str.maketrans({"“": '"', "”": '"', "’": "'", "‘": "'", "—": "-", "–": "-", "ﬁ": "fi", "ﬂ": "fl"})
 _LINE_END_HYPHEN = re.compile(r"(\w)-\s*\n\s*([a-z])")
-#: Extractors differ in whether they join words at a line's end, and in which hyphen they leave there; pdfium puts U+0002
-#: (or U+FFFE) in place of hyphen and line end.
+#: Extractors differ in whether they join words at a line's end, and in which hyphen they leave there; pdfium puts
+#: U+0002 (or U+FFFE) in place of hyphen and line end.
 _ANY_LINE_END_HYPHEN = re.compile(r"(\w)(?:[-\u00ad\u2010]\s*\n\s*|[\u0002\ufffe]\s*)(\w)")
 _WORD = re.compile(r"\w+")
 

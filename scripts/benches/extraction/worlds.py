@@ -76,6 +76,7 @@ def write_scans(folder: Path, images: Sequence[PageImage], sizes: Sequence[int])
 def write_books(folder: Path, sources: Sequence[Path], books: int, pages: int) -> list[Path]:
     """PDFs of text pages, copied from `sources` in turn; no two files are the same."""
     folder.mkdir(parents=True)
+    pymupdf.TOOLS.mupdf_display_errors(False)  # Some of these PDFs are broken on purpose.
     paths = []
     with pymupdf.open() as good:
         for source in sources:
