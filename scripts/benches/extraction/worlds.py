@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +81,8 @@ def write_books(folder: Path, sources: Sequence[Path], books: int, pages: int) -
     with pymupdf.open() as good:
         for source in sources:
             with pymupdf.open(source) as pdf:
-                for number in _text_pages(pdf):
-                    good.insert_pdf(pdf, from_page=number, to_page=number, links=False, annots=False)
+                for first, last in _runs(_text_pages(pdf)):
+                    good.insert_pdf(pdf, from_page=first, to_page=last, links=False, annots=False)
         for book in range(books if len(good) else 0):
             path = folder / f"book{book:02d}.pdf"
             with pymupdf.open() as pdf:
@@ -102,6 +102,18 @@ def _text_pages(pdf: pymupdf.Document) -> Iterator[int]:
         covered = sum(abs(pymupdf.Rect(image["bbox"]) & page.rect) for image in page.get_image_info())
         if chars >= _PAGE_OF_TEXT_CHARS and covered < abs(page.rect) / 2:
             yield page.number
+
+
+def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Pages that follow each other are copied together: they share their fonts, as in the file that they come from."""
+    run: list[int] = []
+    for number in numbers:
+        if run and number != run[-1] + 1:
+            yield run[0], run[-1]
+            run = []
+        run.append(number)
+    if run:
+        yield run[0], run[-1]
 
 
 def page_count(path: Path) -> int:
