@@ -43,6 +43,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Measure, print, draw. Returns the exit code."""
     given = _parse(words)
     signal.signal(signal.SIGTERM, _end)
+    machine = _machine(given.cores)
     peers = _peers(given.peers)
     place = Path(tempfile.mkdtemp(prefix="nightmill-extract-", dir=given.place))
     sections: dict[str, Section] = {}
@@ -59,7 +60,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 _print(name, sections[name])
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    _deliver(given, sections, peers)
+    _deliver(given, sections, peers, machine)
     return 0
 
 
@@ -130,6 +131,12 @@ def _peers(where: str) -> Peers | None:
         return None
 
 
+def _machine(cores: int) -> str:
+    """Cores, and whether others were at work when the bench began: then rates mean little, CPU times a bit more."""
+    load = os.getloadavg()[0]
+    return f"{cores} cores" + (f" beside other work (load {load:.1f}), so that rates mean little" if load > 0.5 else "")
+
+
 def _print(name: str, section: Section) -> None:
     print(f"\n{name}", *(f"  {figure.line()}" for figure in section.part.figures), sep="\n", flush=True)
     for broken in section.part.broken:
@@ -140,13 +147,18 @@ def _say(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
 
 
-def _deliver(given: argparse.Namespace, sections: Mapping[str, Section], peers: Peers | None) -> None:
+def _deliver(given: argparse.Namespace, sections: Mapping[str, Section], peers: Peers | None, machine: str) -> None:
     missed = [f"{name}.{one.name}" for name, found in sections.items() for one in found.part.figures if one.missed]
     broken = [f"{name}: {words}" for name, found in sections.items() for words in found.part.broken]
     table: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "quick": given.quick,
-        "machine": {"cores": given.cores, "python": platform.python_version(), "system": platform.platform()},
+        "machine": {
+            "cores": given.cores,
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "words": machine,
+        },
         "peers": peers is not None,
         "parts": {name: found.part.to_json() for name, found in sections.items()},
         "missed": missed,
@@ -157,7 +169,7 @@ def _deliver(given: argparse.Namespace, sections: Mapping[str, Section], peers: 
     if given.write is not None:
         _draw(given.write / "figures", sections)
         measured = {name: found.part for name, found in sections.items() if found.part.figures}
-        write_figures(given.write / "extraction.md", measured)
+        write_figures(given.write / "extraction.md", measured, machine)
     if given.json == "-":
         print(json.dumps(table, indent=2))
     elif given.json is not None:

@@ -16,14 +16,17 @@ from scheduling.figures import Figure, Part
 NIGHTMILL = "Nightmill"
 
 
-def write_figures(page: Path, parts: Mapping[str, Part]) -> None:
-    """Replace the tables of these sections. ValueError where the page has no place for one."""
+def write_figures(page: Path, parts: Mapping[str, Part], machine: str) -> None:
+    """Replace the tables of these sections. machine: where they were measured, in words.
+
+    ValueError where the page has no place for one.
+    """
     text = page.read_text(encoding="utf-8")
     for name, part in parts.items():
         start, end = f"<!-- figures of {name} -->", f"<!-- end of {name} -->"
         text, count = re.subn(
             f"{re.escape(start)}.*?{re.escape(end)}",
-            lambda _, start=start, part=part, end=end: f"{start}\n{table(part)}\n{end}",  # type: ignore[misc]
+            lambda _, start=start, part=part, end=end: f"{start}\n{table(part, machine)}\n{end}",  # type: ignore[misc]
             text,
             flags=re.DOTALL,
         )
@@ -32,9 +35,9 @@ def write_figures(page: Path, parts: Mapping[str, Part]) -> None:
     page.write_text(text, encoding="utf-8")
 
 
-def table(part: Part, day: datetime.date | None = None) -> str:
-    """The figures of a section as Markdown, with the day: a row for each thing, a column for each who did it."""
-    day = day or datetime.datetime.now(datetime.UTC).date()
+def table(part: Part, machine: str) -> str:
+    """The figures as Markdown, with day and machine: a row for each thing, a column for each who did it."""
+    day = datetime.datetime.now(datetime.UTC).date()
     things: dict[str, dict[str, Figure]] = {}
     for figure in part.figures:
         thing, _, who = figure.words.rpartition(": ")
@@ -45,7 +48,7 @@ def table(part: Part, day: datetime.date | None = None) -> str:
         ["---"] * (len(columns) + 2),
         *([thing, *(_cell(cells.get(who)) for who in columns), _target(cells)] for thing, cells in things.items()),
     ]
-    return "\n".join([f"*Measured {day.isoformat()}.*", "", *(f"| {' | '.join(row)} |" for row in rows)])
+    return "\n".join([f"*Measured {day.isoformat()} on {machine}.*", "", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _cell(figure: Figure | None) -> str:
