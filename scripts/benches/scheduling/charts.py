@@ -1,7 +1,7 @@
-"""Line charts as SVG, written by hand: no library, one file each, to be read on a light page and on a dark one.
+"""Line and bar charts as SVG, written by hand: no library, one file each, to be read on a light page and on a dark one.
 
-A drawing library would be a dependency of tens of megabytes with a lock file of its own, for three pictures of lines.
-Everything is grey or of a middle brightness on a transparent ground.
+A drawing library would be a dependency of tens of megabytes with a lock file of its own, for a few pictures of lines
+and bars. Everything is grey or of a middle brightness on a transparent ground.
 """
 
 from __future__ import annotations
@@ -95,10 +95,34 @@ def line_chart(
         places = " ".join(f"{across.place(a):.1f},{up.place(b):.1f}" for a, b in points)
         body.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{places}"/>')
         body.append(_text(WIDTH - RIGHT - 4, TOP - 8, name, anchor="end", colour=colour, shift=-80 * number))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'font-family="system-ui, sans-serif"><title>{escape(title)}</title>\n' + "\n".join(body) + "\n</svg>\n"
-    )
+    return _picture(title, body)
+
+
+def bar_chart(title: str, rows: Mapping[str, Mapping[str, float]], words: str, *, by_powers: bool = False) -> str:
+    """Bars from left to right: row -> series -> value. Each series has its colour, each bar its number.
+
+    words: what the numbers are. by_powers: where the largest would leave nothing to be seen of the smallest.
+    """
+    names = list(dict.fromkeys(name for bars in rows.values() for name in bars))
+    values = [value for bars in rows.values() for value in bars.values() if value > 0]
+    least = min(values, default=1.0) / 2 if by_powers else 0.0
+    axis = Axis(words=words, least=least, most=max(values, default=1.0) * 1.02, by_powers=by_powers)
+    left = 24 + round(6.6 * max(map(len, rows)))
+    across = _Scale(axis, values, left, WIDTH - RIGHT - 48)
+    body, at = [_text(LEFT // 3, 20, title, size=15)], TOP + 8.0
+    for number, name in enumerate(names):
+        body.append(_text(left + 130 * number, TOP - 4, name, colour=COLOURS[number % len(COLOURS)]))
+    for row, bars in rows.items():
+        body.append(_text(left - 8, at + 7 * len(bars) + 4, row, anchor="end"))
+        for name, value in bars.items():
+            colour, end = COLOURS[names.index(name) % len(COLOURS)], across.place(value)
+            width = max(0.0, end - left)
+            body.append(f'<rect x="{left}" y="{at:.1f}" width="{width:.1f}" height="12" fill="{colour}"/>')
+            body.append(_text(end + 5, at + 10, f"{value:,.0f}" if value >= 100 else f"{value:.3g}"))
+            at += 14
+        at += 8
+    body.append(_text((left + WIDTH - RIGHT) / 2, at + 14, words, anchor="middle"))
+    return _picture(title, body, height=round(at + 24))
 
 
 class _Scale:
@@ -131,6 +155,13 @@ class _Scale:
 
     def _turn(self, value: float) -> float:
         return math.log10(max(value, 1e-12)) if self._axis.by_powers else value
+
+
+def _picture(title: str, body: list[str], height: int = HEIGHT) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'font-family="system-ui, sans-serif"><title>{escape(title)}</title>\n' + "\n".join(body) + "\n</svg>\n"
+    )
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, *, opacity: float = 1.0, dashed: bool = False) -> str:
