@@ -33,6 +33,7 @@ from engine.sizes import format_size
 from engine.telemetry import WAITS, choose_reporter, set_up_logging
 
 if TYPE_CHECKING:
+    from engine.document import Document
     from engine.ledger import SqlLedger
     from engine.ports import ItemRecord
 
@@ -323,26 +324,34 @@ def _extract(settings: Settings, given: argparse.Namespace) -> int:
     from engine import inspect
     from engine.model import Failure
 
-    found = inspect.read_file(settings, given.file)
-    table = inspect.to_json(given.file, found)
+    reporter = choose_reporter(sys.stderr, quiet=given.json or not sys.stderr.isatty())
+    try:
+        found = inspect.read_file(settings, given.file, reporter)
+    finally:
+        reporter.close()
     if given.json:
-        _print_json(table)
+        _print_json(inspect.to_json(given.file, found))
     elif isinstance(found, Failure):
         print(f"{given.file}: {found.reason.value}: {printable(found.detail)}")
         print(f"{CATALOGUE[found.reason].meaning} {CATALOGUE[found.reason].way_out}")
     else:
-        print(f"type: {printable(found.media_type)}\ntitle: {printable(found.title)}")
-        for name, value in found.facts.items():
-            print(f"{printable(name)}: {printable(value, 300)}")
-        for part in found.parts:
-            print(f"attachment: {printable(part.name)} ({printable(part.media_type)}, {part.size_bytes:,} bytes)")
-        for note in found.notes:
-            print(f"note: {printable(note)}")
-        for page in found.pages:
-            how = page.method.value + (f", confidence {page.confidence:.0f}" if page.confidence is not None else "")
-            print(f"\n--- page {page.number} ({how}) ---" if page.number else f"\n--- text ({how}) ---")
-            print(printable_lines(page.text))
+        _print_document(found)
     return 3 if isinstance(found, Failure) else 0
+
+
+def _print_document(found: Document) -> None:
+    print(f"type: {printable(found.media_type)}\ntitle: {printable(found.title)}")
+    for name, value in found.facts.items():
+        print(f"{printable(name)}: {printable(value, 300)}")
+    for part in found.parts:
+        print(f"attachment: {printable(part.name)} ({printable(part.media_type)}, {part.size_bytes:,} bytes)")
+    for note in found.notes:
+        print(f"note: {printable(note)}")
+    for page in found.pages:
+        how = page.method.value + (f", confidence {page.confidence:.0f}" if page.confidence is not None else "")
+        label = f", printed as {printable(page.label)}" if page.label not in ("", str(page.number)) else ""
+        print(f"\n--- page {page.number}{label} ({how}) ---" if page.number else f"\n--- text ({how}) ---")
+        print(printable_lines(page.text))
 
 
 # --- searching -------------------------------------------------------------------------------------------------------

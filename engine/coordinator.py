@@ -44,7 +44,7 @@ from engine.model import (
     UserId,
 )
 from engine.model import ItemKey as ListedKey
-from engine.opening import can_start_programs, private_folders
+from engine.opening import can_start_programs
 from engine.pages import Paces
 from engine.parts import PartStore
 from engine.pipeline import Kept, UserPipeline
@@ -204,9 +204,11 @@ class Coordinator:
         open_ledger: Callable[[], Ledger],
         desk: Desk,
         spool: Path,
+        private: Sequence[Path],
         reporter: Reporter,
         clock: Clock,
     ) -> None:
+        """private: folders that stay closed to workers."""
         self._settings, self._run, self._lane, self._orders, self._until = settings, run, lane, orders, until
         self._open_ledger = open_ledger
         self._ledger, self._desk, self._reporter, self._clock = ledger, desk, reporter, clock
@@ -223,7 +225,7 @@ class Coordinator:
             niceness=0 if lane is Lane.INTERACTIVE else BULK_NICENESS,
             sandbox=settings.sandbox,
             may_start=can_start_programs(settings),
-            private=private_folders(settings),
+            private=private,
         )
         self._promises = Promises(self._supervisor, clock, lambda: desk.limits)
         #: Leases of workers that were killed, and that the kernel has not let go of yet.

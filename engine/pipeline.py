@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.document import MAX_NOTES, MAX_PAGE_CHARS, Document, Method, Page, cut_to_limit, merge_page
+from engine.document import MAX_NOTES, MAX_PAGE_CHARS, Document, Method, Page, cut_to_limit, low_confidence, merge_page
 from engine.errors import MalformedMessage
 from engine.journal import LostPages, Unfinished
 from engine.model import (
@@ -793,6 +793,9 @@ class UserPipeline:
                 failure = Failure(reason=Reason.OCR_FAILED, detail=f"no page could be read{why}")
                 self._settle(item, ItemState.FAILED, failure)
                 return False
+        unsure = low_confidence(merged)
+        if unsure:
+            notes = (*notes[: MAX_NOTES - 2], unsure)
         whole = cut_to_limit(replace(document, pages=merged, notes=notes), self._plan.max_text_bytes)
         self._writer.save_document(item.content, item.extract, json.dumps(whole.to_json()).encode())
         self._describe(item, whole, item.extract)

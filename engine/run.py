@@ -20,7 +20,7 @@ from engine.desk import Desk
 from engine.errors import CannotRunError, NightmillError, SettingsError, UsageError
 from engine.ledger import SqlLedger, open_ledger
 from engine.model import Lane, UserId
-from engine.opening import desk_for, make_data_dir, require_sandbox
+from engine.opening import desk_for, make_data_dir, private_folders, require_sandbox
 from engine.plan import make_plan
 from engine.policy.turns import Rules, rules_for
 from engine.ports import StageFailed
@@ -64,13 +64,16 @@ def run(
     until: float | None = None,
     turns: Rules | None = None,
     own_signals: bool = True,
+    host: Settings | None = None,
 ) -> RunReport:
     """Bring the given users (None: all) up to date, and say how it went.
 
     until: seconds since the epoch after which nothing new is begun. turns: how users take turns, if not as usual.
     Raises UsageError (unknown user) and CannotRunError (data directory, scheduler, disk). SIGINT and SIGTERM end it,
     resumable, with code 130; without `own_signals` they are left to the program that we are a part of.
+    host: the data directory whose scheduler and spool are used, where users, ledger and indexes lie in another.
     """
+    host = host or settings
     clock = SystemClock()
     require_languages(settings)
     require_sandbox(settings)
@@ -87,8 +90,8 @@ def run(
         for user in sorted(set(users or ()) - set(known)):
             raise UsageError(f"there is no user {user!r}; `nightmill users list` names them")
         chosen = list(users) if users is not None else known
-        spool = stack.enter_context(spool_for(settings))
-        desk = stack.enter_context(desk_for(settings))
+        spool = stack.enter_context(spool_for(host))
+        desk = stack.enter_context(desk_for(host))
         number = ledger.begin_run(kind, len(chosen))
         coordinator = Coordinator(
             settings=settings,
@@ -102,6 +105,7 @@ def run(
             open_ledger=lambda: open_own_ledger(settings),
             desk=desk,
             spool=spool,
+            private=(*private_folders(settings), *(private_folders(host) if host is not settings else ())),
             reporter=reporter,
             clock=clock,
         )
@@ -117,7 +121,7 @@ def run(
                 coordinator.close()
             # Without the troubles: they name people's folders, and outlive the people here.
             ledger.end_run(number, report.exit_code, {**report.to_json(), "troubles": len(report.troubles)})
-            if kind == "init":
+            if kind == "init" and host is settings:
                 prune_some(settings, ledger, clock.now())
         return report
 
