@@ -68,7 +68,7 @@ def make_plan(settings: Settings) -> Plan:
                 "ocr": True,
                 "max_text_bytes": settings.max_text_bytes,
                 "cut": cut,
-                "cut_unread": settings.ocr != "auto",
+                "later": settings.ocr != "auto",
             },
             Stage.OCR: {"languages": list(settings.ocr_languages), "backend": settings.ocr_backend},
             Stage.CHUNK: cut,

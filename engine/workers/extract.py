@@ -60,24 +60,24 @@ CUT_CHARS: Final = 500_000
 def open_stage(options: Mapping[str, Any]) -> ExtractStage:
     """Options: {"ocr": pages without text may be sent to OCR, "max_text_bytes": of one document (optional),
     "cut": as those of the stage `chunk`, where documents are to be cut at once (optional),
-    "cut_unread": those too that have pages without text, since nobody will read them}."""
+    "later": OCR is off in this run, so that pages without text are named and not waited for (optional)}."""
     limit = int(options.get("max_text_bytes") or MAX_TEXT_BYTES)
     cut = options.get("cut")
     return ExtractStage(
         ocr=bool(options.get("ocr", True)),
         max_text_bytes=min(limit, MAX_TEXT_BYTES),
         cutter=Cutter(str(cut["measure"]), int(cut["max_tokens"])) if cut else None,
-        cut_unread=bool(options.get("cut_unread")),
+        later=bool(options.get("later")),
     )
 
 
 class ExtractStage:
     """Nothing is loaded until an item asks for it."""
 
-    def __init__(self, *, ocr: bool, max_text_bytes: int, cutter: Cutter | None, cut_unread: bool) -> None:
+    def __init__(self, *, ocr: bool, max_text_bytes: int, cutter: Cutter | None, later: bool) -> None:
         self._ocr = ocr
         self._max_text_bytes = max_text_bytes
-        self._cutter, self._cut_unread = cutter, cut_unread
+        self._cutter, self._later = cutter, later
 
     def run(self, order: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
         """Order: {"file": name in the inbox, "name": the item's own path, "kind": "file" | "mail" | "event" as the
@@ -105,6 +105,7 @@ class ExtractStage:
                 kind=kind,
                 prefix=prefix,
                 ocr=self._ocr,
+                later=self._later,
                 max_text_bytes=self._max_text_bytes,
                 place=place,
                 archive=archive,
@@ -122,7 +123,7 @@ class ExtractStage:
             "needs_ocr": needs_ocr,
             "media_type": document.media_type,
         }
-        whole = self._cut_unread or not needs_ocr
+        whole = self._later or not needs_ocr
         if self._cutter is not None and whole and sum(len(page.text) for page in document.pages) <= CUT_CHARS:
             result |= self._cutter.cut(document, place.outbox, prefix)
         return result

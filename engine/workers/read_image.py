@@ -204,9 +204,9 @@ def _check_frame(image: Image.Image, index: int, material: Material) -> tuple[in
         pixels, note = width * height, ""
     # Where nobody will look at the pixels they are not decoded. Its end tells that a JPEG is whole, which is all that
     # Pillow could tell; the checksums of a PNG tell more than that, in a tenth of the time.
-    if image.format in FORMATS["image/jpeg"] and not material.ocr and image_heads.ends(material.path):
+    if image.format in FORMATS["image/jpeg"] and not material.is_looked_at and image_heads.ends(material.path):
         return pixels, note
-    if image.format == "PNG" and not material.ocr:
+    if image.format == "PNG" and not material.is_looked_at:
         try:
             image.verify()
         except TROUBLE as error:

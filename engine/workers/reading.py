@@ -61,6 +61,7 @@ class Material:
     ocr             pages without text may be sent to OCR
     max_text_bytes  of the text of the whole document, as UTF-8
     archive         the item as an open ZIP container within all bounds of archive.py, where it is one
+    later           pages that want OCR are to be named, but nobody reads them in this run
     journal         write down each page as it is read (journal.py): the item has cost a worker before
     skip            numbers of pages that are not to be touched: they have cost a worker its life
     """
@@ -74,8 +75,14 @@ class Material:
     max_text_bytes: int
     place: Place
     archive: zipfile.ZipFile | None = None
+    later: bool = False
     journal: bool = False
     skip: frozenset[int] = frozenset()
+
+    @property
+    def is_looked_at(self) -> bool:
+        """Somebody will read the pages that want OCR."""
+        return self.ocr and not self.later
 
     def document(
         self,
