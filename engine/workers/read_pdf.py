@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -59,6 +59,8 @@ _RECENT_CHARS: Final = 10_000
 #: What MuPDF is asked for: ligatures as letters; of letters that no table names, the code that stands in the file,
 #: which often is the letter. What is clipped away is not on the page.
 _FLAGS: Final = pymupdf.TEXT_PRESERVE_WHITESPACE | pymupdf.TEXT_CLIP | pymupdf.TEXT_USE_CID_FOR_UNKNOWN_UNICODE
+#: Kinds of form fields that hold what people wrote or chose.
+_SAYING: Final = (pymupdf.PDF_WIDGET_TYPE_TEXT, pymupdf.PDF_WIDGET_TYPE_COMBOBOX, pymupdf.PDF_WIDGET_TYPE_LISTBOX)
 #: Of each kind, on one page: PyMuPDF looks for each from the first one on, so that a number costs its square.
 _MAX_EXTRAS: Final = 5_000
 
@@ -304,9 +306,7 @@ def _extras(page: Any, text: str, state: _Reading) -> str:
     taken as parts."""
     pieces: list[str] = []
     try:
-        if page.first_widget is not None:
-            widgets = islice(page.widgets(), _MAX_EXTRAS)
-            pieces += [widget.field_value for widget in widgets if _is_said(widget.field_value)]
+        pieces += islice(_filled_in(page), _MAX_EXTRAS)
         if page.first_annot is not None:
             for annot in islice(page.annots(), _MAX_EXTRAS):
                 pieces.append(annot.info.get("content", ""))
@@ -321,8 +321,15 @@ def _extras(page: Any, text: str, state: _Reading) -> str:
     return "\n".join(hidden)[:_EXTRA_CHARS]
 
 
-def _is_said(value: object) -> bool:
-    return isinstance(value, str) and value not in ("", "Off", "Yes")
+def _filled_in(page: Any) -> Iterator[str]:
+    """What stands in the fields of forms for text and choices. PyMuPDF's own iterator begins at the first for each."""
+    mupdf = pymupdf.mupdf
+    widget = mupdf.pdf_first_widget(mupdf.pdf_page_from_fz_page(page.this))
+    while widget.m_internal:
+        field_object = mupdf.pdf_annot_obj(widget)
+        if mupdf.pdf_field_type(field_object) in _SAYING:
+            yield mupdf.pdf_field_value(field_object) or ""
+        widget = mupdf.pdf_next_widget(widget)
 
 
 def _attachments(pdf: Any, state: _Reading) -> None:
