@@ -26,8 +26,8 @@ _UNSAID: Final = frozenset(
 BLOCK_CHARS: Final = 4_000
 #: A longer "word" is a hash, a key or encoded data; nobody types more of it than this.
 MAX_KEYWORD_CHARS: Final = 64
-#: Of one language: 3 MB.
-STEMS_REMEMBERED: Final = 20_000
+#: Of one language: 1 MB. Ten thousand pages of prose hold no more that come often.
+STEMS_REMEMBERED: Final = 8_000
 #: Words of a question that are looked up. A pasted page would otherwise become a query of thousands of terms.
 MAX_QUERY_WORDS: Final = 64
 #: Sentences weighed for a summary come from the beginning, where documents say what they are.

@@ -36,6 +36,9 @@ from engine.workers.messages import EXIT_FULL, Begin, ItemDone, Progress, Ready,
 _PROGRESS_SECONDS = 0.5
 #: Memory beyond what the stage itself takes that a worker keeps at hand between two units.
 _SPARE_BYTES = 32 * 1024**2
+#: Blocks from this size on get pages of their own, which go back when they are freed (mallopt(3), M_MMAP_THRESHOLD).
+_OWN_PAGES_BYTES = 256 * 1024
+_M_MMAP_THRESHOLD = -3
 #: What an order that ran out of memory may leave behind before the worker makes way for another: MuPDF has kept 400 MB.
 _LOST_BYTES = 64 * 1024**2
 #: What a unit may add at least, however large the worker is already: less than an interpreter takes to report an error.
@@ -147,6 +150,7 @@ def main() -> None:
     die_with_parent(parent)
     adopt_orphans()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _give_memory_back()
     pipe = Connection(pipe_fd)
     begin = receive(pipe)
     if not isinstance(begin, Begin):
@@ -168,6 +172,14 @@ def main() -> None:
             _do_unit(order, runner, home, pipe, held)
             held = home.give_back(held)
             send(pipe, UnitDone(unit=order.unit))
+
+
+def _give_memory_back() -> None:
+    """Else glibc learns from each large block to keep room for the next. A worker of OCR rests at 109 MB for it instead
+    of 132, one of texts reaches 91 instead of 98."""
+    with suppress(OSError, AttributeError):
+        # glibc's alone.
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES_BYTES)
 
 
 def _rules(begin: Begin, home: _Home) -> sandbox.Rules:

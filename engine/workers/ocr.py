@@ -11,10 +11,8 @@ in all for at most two and a half times the cost of one reading, and the better 
 
 from __future__ import annotations
 
-import ctypes
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.document import MAX_TEXT_CHARS, Method, Page
@@ -67,7 +65,6 @@ class OcrStage:
         """
         number = int(order["page"])
         if self._recogniser is None:
-            _give_memory_back()
             self._recogniser = open_recogniser(self._languages, self._backend)
         source = self._open(place, str(order["file"]), str(order["media_type"]))
         reading = _read(source, number, place, self._recogniser)
@@ -90,17 +87,6 @@ class OcrStage:
         if self._opened is None:
             self._opened = open_source(path, media_type)
         return self._opened
-
-
-#: Blocks from this size on get pages of their own, which go back when they are freed (mallopt(3), M_MMAP_THRESHOLD).
-_OWN_PAGES_BYTES: Final = 1 << 20
-_M_MMAP_THRESHOLD: Final = -3
-
-
-def _give_memory_back() -> None:
-    """Else glibc learns from each page to keep the next one's room: a worker rests at 132 MB instead of 109."""
-    with suppress(AttributeError, OSError):  # other C libraries
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES_BYTES)
 
 
 def _read(source: Source, number: int, place: Place, recogniser: Recogniser) -> Reading:
