@@ -28,6 +28,8 @@ BLOCK_CHARS: Final = 4_000
 MAX_KEYWORD_CHARS: Final = 64
 #: Of one language: 1 MB. Ten thousand pages of prose hold no more that come often.
 STEMS_REMEMBERED: Final = 8_000
+#: No letter of any language has so many marks.
+MARKS: Final = 8
 #: Words of a question that are looked up. A pasted page would otherwise become a query of thousands of terms.
 MAX_QUERY_WORDS: Final = 64
 #: Sentences weighed for a summary come from the beginning, where documents say what they are.
@@ -365,6 +367,10 @@ def _piece_end(text: str, at: int, measure: Measure, max_tokens: int) -> int:
     # A word that is cut in its middle may be read as more tokens than it was before: measure what is left of it.
     while stop - at > 1 and not text[stop - 1].isspace() and _is_longer(text[at:stop].strip(), measure, max_tokens):
         stop = _break_before(text, at, stop - max(1, (stop - at) // 16))
+    # Never between a letter and its marks: Thai has vowels and tones behind a letter, and no blanks to cut at.
+    if stop < len(text) and unicodedata.combining(text[stop]):
+        least = max(at + 1, stop - MARKS)
+        stop = next((back for back in range(stop - 1, least, -1) if not unicodedata.combining(text[back])), stop)
     return max(at + 1, stop)
 
 

@@ -458,3 +458,27 @@ def test_a_summary_does_not_depend_on_what_is_far_behind() -> None:
     """Only the beginning is weighed, so that a summary of a huge document costs no more than one of a large one."""
     start = "The mill grinds flour at night. " * 2_000
     assert summary(start + "Another thing altogether is said here. " * 50_000) == summary(start)
+
+
+@pytest.mark.parametrize("max_tokens", [4, 5, 10])
+def test_a_letter_keeps_its_marks(max_tokens: int) -> None:
+    """Thai, whose tones and vowels stand behind their letter, is cut between letters only."""
+    text = "ก่อนที่จะเริ่มเก็บเกี่ยวน้ำผึ้ง" * 3
+    pieces = list(cut(text, measure=WORDS, max_tokens=max_tokens))
+    assert "".join(pieces) == text
+    assert not any(unicodedata.combining(piece[0]) for piece in pieces if len(piece) > 1)
+
+
+def test_running_headers_and_footers_are_cut_once() -> None:
+    """They stand in the chunk of the first page that shows them; numbers that count make no difference."""
+    pages = tuple(
+        Page(number=n, text=f"Annual report {n}\nPage body {word} with words.\nPage {n}", header=1, footer=1)
+        for n, word in enumerate(("one", "two", "three"), 1)
+    )
+    document = Document(kind=Kind.FILE, media_type="application/pdf", title="report", pages=pages)
+    texts = [chunk.text for chunk in chunks_of(document, measure=WORDS, max_tokens=50) if chunk.page]
+    assert texts == [
+        "Annual report 1\nPage body one with words.\nPage 1",
+        "Page body two with words.",
+        "Page body three with words.",
+    ]

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import document as under_test
-from engine.document import MAX_FIELD_CHARS, Chunk, ChunkKind, Document, Method, Page, Part, chunk_fields
+from engine.document import (
+    MAX_FIELD_CHARS,
+    Chunk,
+    ChunkKind,
+    Document,
+    Method,
+    Page,
+    Part,
+    chunk_fields,
+    low_confidence,
+)
 from engine.errors import MalformedMessage
 from engine.model import Kind
 
@@ -264,3 +274,14 @@ def test_a_cut_text_is_its_longest_beginning_that_fits(text: str) -> None:
     for limit in range(20):
         begins = [text[:length] for length in range(len(text) + 1)]
         assert under_test.cut_text(text, limit) == [begin for begin in begins if len(begin.encode()) <= limit][-1]
+
+
+def test_pages_that_ocr_was_not_sure_of_are_named() -> None:
+    """By number, with their mean; not those that were sure, were read otherwise, or hold nothing."""
+    unsure = [Page(number=n, text="x", method=Method.OCR, confidence=c) for n, c in ((3, 20.0), (4, 95.0), (7, 50.0))]
+    others = [Page(number=8, text="x"), Page(number=9, text="", method=Method.OCR, confidence=0.0)]
+    assert low_confidence([*unsure, *others]) == "low confidence: pages 3, 7 (mean 35 of 100)"
+    assert low_confidence(unsure[:2]) == "low confidence: page 3 (mean 20 of 100)"
+    assert low_confidence(others) == ""
+    many = [Page(number=n, text="x", method=Method.OCR, confidence=1.0) for n in range(1, 40)]
+    assert "20, ... (mean 1 of 100)" in low_confidence(many)
