@@ -402,7 +402,7 @@ def test_a_file_that_was_put_into_the_document_becomes_a_part(desk: Desk, size: 
 
 def test_objects_of_programs_become_parts_where_they_are_files(desk: Desk) -> None:
     """A PDF, an old spreadsheet; a formula is none."""
-    pdf = b"%PDF-1.4 " + b"x" * 9_000
+    pdf = b"%PDF-1.4\n1 0 obj\n" + b"x" * 9_000
     for streams, kinds in (
         ({"ObjInfo": b"...", "CONTENTS": pdf}, ["application/pdf"]),
         ({"Workbook": b"x" * 5_000}, ["application/vnd.ms-excel"]),
