@@ -25,7 +25,7 @@ from tests.mill import Mill, contents_of
 
 pytestmark = pytest.mark.timeout(120)
 
-FILES, WORDS = 24, 4_000
+FILES, WORDS = 72, 2_000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -60,7 +60,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Texts that hardly get smaller when they are packed: 600 KB in all."""
+    """Texts that hardly get smaller when they are packed: 900 KB in all, and more than one unit takes."""
     folder = tmp_path_factory.mktemp("home")
     luck = random.Random(4)
     for number in range(FILES):
