@@ -26,6 +26,7 @@ from engine.ports import ItemRecord
 from engine.reasons import Reason
 from engine.run import open_own_ledger, run
 from engine.settings import INDEXES_FOLDER, Settings
+from engine.sources.beneath import key_of
 from engine.spool import spool_for
 from engine.survey import Orders
 from engine.telemetry import Reporter
@@ -72,8 +73,8 @@ def _run(own: Settings, host: Settings, files: Path, reporter: Reporter) -> Docu
     report = run(own, [user], kind="init", lane=Lane.INTERACTIVE, orders=Orders(), reporter=reporter, host=host)
     with closing(open_own_ledger(own)) as ledger:
         (source,) = ledger.sources(user)
-        (name,) = os.listdir(os.fsencode(files))
-        found = ledger.find_trees(source.id, [ItemKey(os.fsdecode(name))])
+        (name,) = os.listdir(files)
+        found = ledger.find_trees(source.id, [ItemKey(key_of(name))])
     if report.exit_code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     if not found:

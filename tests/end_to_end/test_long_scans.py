@@ -92,6 +92,15 @@ def test_extract_reads_a_long_scan_as_a_run_does(mill: Mill, scan: Path) -> None
     assert os.stat(short).st_nlink == 1
 
 
+def test_extract_finds_a_file_of_any_name(mill: Mill, tmp_path: Path) -> None:
+    """Signs that mean something in addresses, hidden files, line breaks, and bytes that are no UTF-8."""
+    for name in (b"a%20b?c#d.txt", b".hidden", b"new\nline.txt", b"caf\xe9.txt"):
+        path = os.path.join(os.fsencode(tmp_path), name)
+        with open(path, "w") as file:
+            file.write("Six dunlins.")
+        assert mill.json("extract", os.fsdecode(path))["text"] == "Six dunlins."
+
+
 def test_extract_says_what_it_sees_to_people_and_why_it_sees_nothing(mill: Mill, tmp_path: Path) -> None:
     """Type, attachments and text; a reason with its way out and code 3; OCR that is off is said."""
     letter = tmp_path / "letter.eml"
