@@ -1003,6 +1003,7 @@ class Coordinator:
             with self._on_behalf_of(opened):
                 opened.pipeline.flush()
                 opened.pipeline.publish_if_due(last=True)
+                opened.pipeline.lay_by()
                 self._close_user(opened)
         if self._returns:
             returns, self._returns = self._returns, []

@@ -14,11 +14,11 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+from engine import guards
 from engine.coordinator import EXIT_INTERRUPTED
 from engine.document import Document, Page
-from engine.errors import CannotRunError, UsageError
+from engine.errors import NO_ROOM, CannotRunError, UsageError
 from engine.model import Failure, ItemKey, ItemState, Lane, UserId
 from engine.opening import make_data_dir
 from engine.plan import make_plan
@@ -26,7 +26,10 @@ from engine.ports import ItemRecord
 from engine.reasons import Reason
 from engine.run import open_own_ledger, run
 from engine.settings import INDEXES_FOLDER, Settings
+from engine.sizes import format_size
 from engine.sources.beneath import key_of
+from engine.sources.rules import Rules
+from engine.sources.uri import SourceUri
 from engine.spool import spool_for
 from engine.survey import Orders
 from engine.telemetry import Reporter
@@ -46,22 +49,24 @@ def read_file(settings: Settings, path: Path, reporter: Reporter) -> Document | 
     with spool_for(settings) as spool, tempfile.TemporaryDirectory(dir=spool, prefix="look-") as folder:
         home = Path(folder)
         try:
+            size, free = path.stat().st_size, guards.disk_free_bytes(settings.data_dir)
+            if free - size < settings.disk_reserve_bytes:
+                detail = f"a copy takes {format_size(size)}, {format_size(free)} are free, less NIGHTMILL_DISK_RESERVE"
+                return Failure(reason=Reason.DISK_FULL, detail=detail)
             _lay_by(path, home / "files")
         except OSError as error:
-            return Failure(reason=Reason.SOURCE_UNREADABLE, detail=f"{path}: {error.strerror}")
+            reason = Reason.DISK_FULL if error.errno in NO_ROOM else Reason.SOURCE_UNREADABLE
+            return Failure(reason=reason, detail=f"{path}: {error.strerror}")
         # Nobody searches it: no vectors. All of it is wanted, whatever a trial would leave out.
         own = replace(settings, data_dir=home / "var", embedder="none", debug_mode=False)
         return _run(own, settings, home / "files", reporter)
 
 
 def _lay_by(path: Path, folder: Path) -> None:
-    """The file alone in a folder, under its own name: by a second name where that can be, else by a copy."""
+    """A copy of the file alone in a folder, under its own name. A second name for it would move its ctime: runs that
+    copy it would take it for changed."""
     folder.mkdir(mode=0o700)
-    source, target = path.resolve(strict=True), folder / path.name
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    shutil.copyfile(path, folder / path.name)
 
 
 def _run(own: Settings, host: Settings, files: Path, reporter: Reporter) -> Document | Failure:
@@ -69,7 +74,7 @@ def _run(own: Settings, host: Settings, files: Path, reporter: Reporter) -> Docu
     user = UserId(f"extract {os.getpid()}")
     make_data_dir(own)
     with closing(open_own_ledger(own)) as ledger:
-        ledger.add_user(user, [f"folder:{quote(str(files))}"])
+        ledger.add_user(user, [str(SourceUri(scheme="folder", path=str(files), rules=Rules()))])
     report = run(own, [user], kind="init", lane=Lane.INTERACTIVE, orders=Orders(), reporter=reporter, host=host)
     with closing(open_own_ledger(own)) as ledger:
         (source,) = ledger.sources(user)

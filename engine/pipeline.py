@@ -325,7 +325,7 @@ class UserPipeline:
             # Not known, or its attachments are not (a ledger that was lost): read again.
             self._kept.fresh.add(item.record.id)
             self._to_extract.append(item)
-        elif read.chunks is not None and read.chunking == self._plan.chunking and not item.pages_left:
+        elif read.chunks is not None and read.chunking == item.cut_as(self._plan.chunking) and not item.pages_left:
             self._have_chunks(item, read.chunks, kept=True)
         else:
             self._go_on(item)
@@ -460,6 +460,8 @@ class UserPipeline:
         (index, piece), copy = unit.copied[-1], copies[-1]
         item = piece.item
         if item is None or not self._is_live(item) or not item.pages_left or isinstance(copy, Failure):
+            return None
+        if copy.sha256 + ending_of(item.record) != piece.content:
             return None
         held = unit.held_for(piece)
         name = held.name if held is not None else file_name_of(unit, index)
@@ -825,7 +827,7 @@ class UserPipeline:
         if not item.missing:
             self._publisher.add(item, None if kept else chunks)
         elif not kept:
-            self._writer.save_chunks(*item.key, self._plan.chunking, chunks)
+            self._writer.save_chunks(*item.key, item.cut_as(self._plan.chunking), chunks)
 
     def _embedded(self, piece: Piece, result: Mapping[str, Any], outbox: Path) -> None:
         count, dim = len(piece.texts), self._plan.dim
@@ -978,7 +980,8 @@ class UserPipeline:
         elif stage is Stage.EXTRACT:
             self._to_extract.appendleft(piece.item)
         elif stage is Stage.OCR:
-            self._to_ocr.put_back(piece.item, piece.page)
+            if piece.content == piece.item.content and piece.page in piece.item.pages_left:
+                self._to_ocr.put_back(piece.item, piece.page)
         elif stage is Stage.CHUNK:
             self._to_chunk.appendleft(piece.item)
 
@@ -1047,9 +1050,13 @@ class UserPipeline:
         """
         self.flush()
         self.publish_if_due(last=True)
+        self.lay_by()
+        self._kept.waiting.update(item.record.id for item in self._publisher.ready)
+
+    def lay_by(self) -> None:
+        """What is ready and cannot be published yet is kept for whoever goes on."""
         for item in self._publisher.ready:
             self._publisher.lay_by(item)
-        self._kept.waiting.update(item.record.id for item in self._publisher.ready)
 
     def publish_if_due(self, *, last: bool = False) -> None:
         """Publish what is ready, when enough has gathered or some time has passed or nothing more is coming."""

@@ -69,7 +69,7 @@ class Publisher:
     def lay_by(self, item: Item) -> None:
         """Put the chunks that are held of an item into the index's database."""
         if item.chunks is not None:
-            self._writer.save_chunks(*item.key, self._plan.chunking, item.chunks)
+            self._writer.save_chunks(*item.key, item.cut_as(self._plan.chunking), item.chunks)
             self._held_chars -= item.held_chars
             item.chunks = None
 

@@ -61,6 +61,10 @@ class Item:
     has_parts: bool = False
     extraction: Estimate | None = None
 
+    def cut_as(self, chunking: str) -> str:
+        """Of what its chunks were cut, and how: what is kept of them is of use for the same document alone."""
+        return f"{chunking}@{self.extract}"
+
     @property
     def held_chars(self) -> int:
         """Characters of the chunks that are held."""

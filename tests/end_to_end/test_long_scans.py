@@ -101,6 +101,35 @@ def test_extract_finds_a_file_of_any_name(mill: Mill, tmp_path: Path) -> None:
         assert mill.json("extract", os.fsdecode(path))["text"] == "Six dunlins."
 
 
+@pytest.mark.parametrize("folder", ["with space", "Mühle", "100%", "a?since=2020-01-01", "b#c"])
+def test_extract_works_wherever_the_data_lies(mill: Mill, tmp_path: Path, folder: str) -> None:
+    """Whatever stands in the path of the data directory."""
+    note = tmp_path / "note.txt"
+    note.write_text("Six dunlins.")
+    own = Mill(tmp_path, NIGHTMILL_DATA_DIR=str(tmp_path / folder / "var"))
+    own.data_dir = tmp_path / folder / "var"
+    try:
+        assert own.json("extract", str(note))["text"] == "Six dunlins."
+    finally:
+        own.stop_scheduler()
+
+
+def test_extract_leaves_the_file_as_it_is(mill: Mill, tmp_path: Path) -> None:
+    """A run that comes after takes it for what it was: nothing is read or published again."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "note.txt").write_text("Six dunlins.")
+    mill.run("users", "add", "ann", f"folder:{home}")
+    mill.run("init")
+    before = (home / "note.txt").stat()
+    mill.run("extract", str(home / "note.txt"))
+    assert (home / "note.txt").stat().st_ctime_ns == before.st_ctime_ns
+    work = mill.json("init")["work"]
+    assert (work["extracted"], work["published"]) == (0, 0)
+    refused = mill.run("extract", str(home / "note.txt"), code=3, NIGHTMILL_DISK_RESERVE="1000000GB")
+    assert "disk_full" in refused.stdout
+
+
 def test_extract_says_what_it_sees_to_people_and_why_it_sees_nothing(mill: Mill, tmp_path: Path) -> None:
     """Type, attachments and text; a reason with its way out and code 3; OCR that is off is said."""
     letter = tmp_path / "letter.eml"
