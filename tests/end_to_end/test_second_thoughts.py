@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 from pathlib import Path
 
 import pymupdf
 
+from engine.sources.folder import stamp
+from indexes.records import Chunk
+from indexes.writer import open_writer
 from tests import files
 from tests.mill import PROGRAM, Mill, contents_of, killed_at_the_end, wait_until
 
@@ -227,3 +231,26 @@ def test_dates_that_no_calendar_holds_break_nothing(mill: Mill, tmp_path: Path) 
     assert [(hit["title"], hit["date"]) for hit in hits] == [("From far away", None)]
     assert "UTF-8" in mill.run("search", "ann", os.fsdecode(b"\xff"), code=2).stderr
     assert "UTF-8" in mill.run("failures", "explain", os.fsdecode(b"\xff"), code=2).stderr
+
+
+def test_chunks_that_wait_are_not_those_of_another_extraction(mill: Mill, tmp_path: Path) -> None:
+    """Cut from a document as an earlier release read it, and never published: they are cut anew."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "a.txt").write_text("Six dunlins.")
+    mill.environ["NIGHTMILL_EMBEDDER"] = "none"
+    mill.run("users", "add", "ann", f"folder:{home}")
+    mill.run("init")
+    folder = mill.data_dir / "indexes" / "ann"
+    with sqlite3.connect(folder / "index.db") as database:
+        source, content, chunking = database.execute("SELECT source, content, chunking FROM items").fetchone()
+    database.close()
+    # A twin of which the same bytes were read before, in another way.
+    (home / "b.txt").write_text("Six dunlins.")
+    mark = stamp(os.stat(home / "b.txt"))
+    with open_writer(folder) as writer:
+        writer.save_read(source, "b.txt", mark, content)
+        writer.save_chunks(source, "b.txt", chunking, [Chunk(kind="file_chunk", text="stale", keywords="stale")])
+    mill.run("init")
+    assert mill.hits("ann", "stale", "--mode", "keyword") == []
+    assert sorted(mill.hits("ann", "dunlins", "--mode", "keyword")) == ["a.txt", "b.txt"]
