@@ -7,22 +7,24 @@ cores end at about the same time. Forgets nothing by itself: who takes pages doe
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 
 from engine.model import Stage
 from engine.policy import units
-from engine.policy.pace import Pace
+from engine.policy.estimates import Estimate
+from engine.policy.pace import Pace, Scale
 from engine.way import Item
 
 
 class Paces:
-    """What was learned of the time that pages take, by kind: all users of a run share it."""
+    """What was learned of the time that pages and files take, by kind: all users of a run share it."""
 
     def __init__(self, guess: Callable[[str], float]) -> None:
         """guess: seconds of a page of that media type, before any was seen."""
         self._guess = guess
         self._paces: dict[str, Pace] = {}
+        self._scales: defaultdict[tuple[Stage, str], Scale] = defaultdict(Scale)
 
     def of(self, media_type: str) -> Pace:
         """Of the kind that the type belongs to: PDF, or a picture."""
@@ -30,6 +32,18 @@ class Paces:
         if kind not in self._paces:
             self._paces[kind] = Pace(self._guess(media_type))
         return self._paces[kind]
+
+    def expect(self, estimate: Estimate) -> float:
+        """CPU seconds that an order is likely to take, by what those of its kind have taken."""
+        return estimate.seconds * self._scale_of(estimate).factor
+
+    def learn(self, estimate: Estimate, seconds: float) -> None:
+        """An order of which this was predicted took so many CPU seconds."""
+        self._scale_of(estimate).learn(estimate.seconds, seconds)
+
+    def _scale_of(self, estimate: Estimate) -> Scale:
+        key = estimate.key
+        return self._scales[key.stage, key.kind] if key is not None else Scale()
 
 
 class PageQueue:

@@ -55,10 +55,9 @@ from engine.way import (
     Work,
     attempt_of,
     chunk_of,
-    chunking_of,
     ending_of,
-    extraction_of,
     file_name_of,
+    guess_of,
     kind_of,
     part_fingerprint,
     prefix_of,
@@ -189,7 +188,7 @@ class UserPipeline:
         self._left_out: set[ItemId] = set()
         self._items: dict[ItemId, Item] = {}
         self._to_extract: deque[Item] = deque()
-        self._to_ocr = PageQueue(paces)
+        self._paces, self._to_ocr = paces, PageQueue(paces)
         self._to_chunk: deque[Item] = deque()
         self._texts: dict[bytes, str] = {}
         self._wanted: dict[bytes, list[Item]] = {}
@@ -227,11 +226,11 @@ class UserPipeline:
             return self._index_unit() if self._is_through() else None
         match stage:
             case Stage.EXTRACT:
-                pieces = self._take(self._to_extract, Stage.EXTRACT, extraction_of)
+                pieces = self._take(self._to_extract, stage)
             case Stage.OCR:
                 pieces = self._take_pages()
             case Stage.CHUNK:
-                pieces = self._take(self._to_chunk, Stage.CHUNK, chunking_of)
+                pieces = self._take(self._to_chunk, stage)
             case _:
                 pieces = self._take_texts()
         # Without pieces the queue held only items that are no longer on their way: look again.
@@ -360,14 +359,14 @@ class UserPipeline:
         self._open_units.add(unit)
         return unit
 
-    def _take(self, queue: deque[Item], stage: Stage, estimate: Callable[[Item], Estimate]) -> list[Piece]:
+    def _take(self, queue: deque[Item], stage: Stage) -> list[Piece]:
         """The next orders of a queue; an item that was suspect once goes alone, one that can never be done fails."""
-        while queue and not (self._is_live(queue[0]) and self._can_fit(queue[0], stage, estimate(queue[0]))):
+        while queue and not (self._is_live(queue[0]) and self._can_fit(queue[0], stage, guess_of(stage, queue[0]))):
             queue.popleft()
         if not queue:
             return []
-        guesses = [estimate(item) for item in _first(queue, units.UNIT_ORDERS[stage])]
-        count = 1 if queue[0].record.alone else units.take(stage, (guess.seconds for guess in guesses))
+        guesses = [guess_of(stage, item) for item in _first(queue, units.UNIT_ORDERS[stage])]
+        count = 1 if queue[0].record.alone else units.take(stage, map(self._paces.expect, guesses))
         pieces: list[Piece] = []
         for guess in guesses[:count]:
             alone = queue[0].record.alone
@@ -375,7 +374,8 @@ class UserPipeline:
                 break
             item = queue.popleft()
             if self._is_live(item):
-                pieces.append(Piece(item=item, estimate=self._fitted(guess, alone=alone)))
+                fitted = replace(self._fitted(guess, alone=alone), seconds=self._paces.expect(guess))
+                pieces.append(Piece(item=item, estimate=fitted))
         return pieces
 
     def _fitted(self, estimate: Estimate, *, alone: bool = False) -> Estimate:
@@ -1093,6 +1093,8 @@ class UserPipeline:
             self._is_urgent = True
         if piece.item is not None:
             self._attempts.append(attempt_of(piece.item.record.id, unit.stage, part, failure, cost))
+            if unit.stage in (Stage.EXTRACT, Stage.CHUNK) and (failure is None or CATALOGUE[failure.reason].skip):
+                self._paces.learn(guess_of(unit.stage, piece.item), cost.cpu_seconds)
         elif failure is not None and piece.texts:
             for item in self._wanted.get(piece.texts[0][0], ())[:1]:
                 self._attempts.append(attempt_of(item.record.id, unit.stage, part, failure, cost))

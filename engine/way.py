@@ -213,9 +213,9 @@ def extraction_of(item: Item) -> Estimate:
     return item.extraction
 
 
-def chunking_of(item: Item) -> Estimate:
-    """What cutting its document is expected to take."""
-    return estimates.chunking(chars=item.chars)
+def guess_of(stage: Stage, item: Item) -> Estimate:
+    """What extracting the item, or cutting its document, is expected to take before anything was learned."""
+    return extraction_of(item) if stage is Stage.EXTRACT else estimates.chunking(chars=item.chars)
 
 
 def ending_of(record: ItemRecord) -> str:

@@ -69,7 +69,7 @@ _OTHER: Final = "other"
 #: A worker of any stage, its libraries loaded: one that has read a file of each kind has 76 MiB, one of chunks 40. For
 #: OCR the pixels come on top, see there.
 _BASE_BYTES: Final = {
-    Stage.EXTRACT: 96 * MIB,
+    Stage.EXTRACT: 112 * MIB,
     Stage.OCR: 160 * MIB,
     Stage.CHUNK: 64 * MIB,
     Stage.EMBED: 288 * MIB,
@@ -79,7 +79,7 @@ _BASE_BYTES: Final = {
 #: file takes 24 MiB in a new worker, and 79 in one that has read PDF and pictures before; one of chunks keeps 40. It is
 #: replaced when it leaves a unit less than 16 MiB of its promise: with less than this, before each small unit.
 _LOADED_BYTES: Final = {
-    Stage.EXTRACT: 96 * MIB,
+    Stage.EXTRACT: 112 * MIB,
     Stage.OCR: 120 * MIB,
     Stage.CHUNK: 64 * MIB,
     Stage.EMBED: 0,

@@ -17,7 +17,7 @@ UNIT_SECONDS = {Stage.EXTRACT: 0.25, Stage.OCR: 6.0, Stage.CHUNK: 0.3, Stage.EMB
 #: guided self-scheduling (Polychronopoulos and Kuck 1987). All cores then end within the time of a page or two.
 SHARES = 2
 #: Orders of one unit; a message has to hold them all.
-UNIT_ORDERS = {Stage.EXTRACT: 32, Stage.OCR: 64, Stage.CHUNK: 32, Stage.EMBED: 256}
+UNIT_ORDERS = {Stage.EXTRACT: 64, Stage.OCR: 64, Stage.CHUNK: 32, Stage.EMBED: 256}
 #: Embedding waits until a batch is worth a lease, unless nothing else is left to wait for.
 WORTHWHILE_TEXTS = 48
 #: Items on their way at once, per user. Beyond, nothing new is begun: what was begun is held as rows and small records.

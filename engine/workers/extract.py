@@ -54,7 +54,7 @@ class _Reader(Protocol):
 
 
 #: Longer documents are cut by a unit of their own, whose memory and time are predicted by their length.
-CUT_CHARS: Final = 500_000
+CUT_CHARS: Final = 2_000_000
 
 
 def open_stage(options: Mapping[str, Any]) -> ExtractStage:

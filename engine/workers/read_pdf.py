@@ -47,8 +47,11 @@ _ATTACHMENT_BYTES: Final = 64 << 20
 _NAME_CHARS: Final = 255
 #: Characters of form fields and comments of one page.
 _EXTRA_CHARS: Final = 100_000
-#: Pages after which MuPDF is told to let go of fonts and pictures; by itself it keeps up to 256 MiB of them.
-_STORE_PAGES: Final = 64
+#: Taken by what was read before MuPDF is told to let go of fonts and pictures; by itself it keeps up to 256 MiB of them.
+#: Each font that is loaded anew costs as much as a page.
+_STORE_BYTES: Final = 32 << 20
+#: A file of at most so many bytes is read at once: MuPDF would seek before each few hundred bytes.
+_IN_MEMORY_BYTES: Final = 4 << 20
 #: Memory that no honest page takes to be read: the densest of maps and drawings take a tenth of it.
 _PAGE_BYTES: Final = 400 << 20
 #: In which MuPDF tells where the lines of one page stand: 30 KB for close print. It takes as much memory as the lines
@@ -70,6 +73,8 @@ _CODES = re.compile("[\x00-\x08\x0e-\x1f]")
 
 def read(material: Material) -> Document:
     """Pages numbered from 1. Raises StageFailed: encrypted, damaged, bomb."""
+    # Colours are converted for nobody here: a table for each of a page's colour spaces takes a fifth of its time.
+    pymupdf.TOOLS.set_icc(False)
     pdf = open_pdf(material.path)
     try:
         return _read(pdf, material)
@@ -83,7 +88,10 @@ def open_pdf(path: Path) -> Any:
     pymupdf.TOOLS.mupdf_display_errors(False)
     pymupdf.TOOLS.mupdf_display_warnings(False)
     try:
-        pdf = pymupdf.open(path, filetype="pdf")
+        if path.stat().st_size <= _IN_MEMORY_BYTES:
+            pdf = pymupdf.open(stream=path.read_bytes(), filetype="pdf")
+        else:
+            pdf = pymupdf.open(path, filetype="pdf")
         if pdf.needs_pass:  # MuPDF has tried the empty password, which opens what is only protected from printing
             raise StageFailed(Reason.ENCRYPTED, "a PDF that opens only with a password")
         count = pdf.page_count
@@ -160,19 +168,21 @@ def _read(pdf: Any, material: Material) -> Document:
 
 
 def _read_pages(pdf: Any, material: Material, state: _Reading, journal: Journal | None) -> None:
-    count = pdf.page_count
+    count, left = pdf.page_count, material.place.memory_left
+    room = left()
     for number in range(1, count + 1):
         if number in material.skip:
             page = Page(number=number, text="", method=Method.NONE)
             state.skipped += 1
         else:
-            page = _page(pdf, number - 1, state, material.ocr, material.place.memory_left)
+            page = _page(pdf, number - 1, state, material.ocr, left)
+            if room - left() > _STORE_BYTES:
+                pymupdf.TOOLS.store_shrink(100)
+                room = left()
         state.pages.append(page)
         if journal is not None:
             journal.add(page)
         material.place.progress(number, count)
-        if number % _STORE_PAGES == 0:
-            pymupdf.TOOLS.store_shrink(100)
         if state.budget.left <= 0:
             state.budget.cut = state.budget.cut or number < count
             break
