@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import spool as spools
+from engine.clearing import MOST_REUSED
 from engine.desk import Desk
 from engine.errors import NO_ROOM, CannotRunError, UsageError
 from engine.fetching import FetchThreads
@@ -88,8 +89,8 @@ _ALL = 10**9
 #: is waited for, they go all the same.
 _IDLE_WORKER_BYTES = 160 * 1024**2
 
-#: What a worker that has nothing to do may hold of the disk: its slate, and a moment's leftovers.
-_IDLE_BYTES = 4 * 1024**2
+#: What a worker that has nothing to do may hold of the disk: its slate, a moment's leftovers, and empty files.
+_IDLE_BYTES = 4 * 1024**2 + MOST_REUSED * spools.NAME_BYTES
 
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_CANNOT, EXIT_DEADLINE, EXIT_INTERRUPTED = 0, 3, 4, 5, 130
 

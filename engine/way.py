@@ -271,8 +271,8 @@ def chunk_of(value: object) -> records.Chunk:
 
 
 def prefix_of(unit: Unit, index: int) -> str:
-    """What the names of results of this order begin with."""
-    return f"u{unit.number}-{index}"
+    """What the names of results of this order begin with. Those of many small files come again (clearing.py)."""
+    return f"again{index}" if unit.stage is Stage.EXTRACT else f"u{unit.number}-{index}"
 
 
 def file_name_of(unit: Unit, index: int) -> str:

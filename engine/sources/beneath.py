@@ -181,13 +181,14 @@ def blocks(descriptor: int, offset: int, length: int | None, path: str) -> Itera
 
 
 def write_new(target: Path, pieces: Iterator[bytes]) -> Fetched:
-    """Write a new file of mode 0600; nothing is left of it when that fails. The fingerprint is left empty.
+    """Write a new file of mode 0600, or one that is empty; nothing is left of it when that fails. The fingerprint is
+    left empty.
 
-    Raises FetchFailed with disk_full; FileExistsError where there is one already, which is a defect of the caller.
+    Raises FetchFailed with disk_full; FileExistsError where there is another already, which is a defect of the caller.
     """
     digest, size = hashlib.sha256(), 0
     try:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = _open_empty(target)
     except OSError as error:
         raise _out_of_room(error, target) from None
     try:
@@ -205,6 +206,22 @@ def write_new(target: Path, pieces: Iterator[bytes]) -> Fetched:
         target.unlink(missing_ok=True)
         raise
     return Fetched(fingerprint=Fingerprint(""), size_bytes=size, sha256=digest.hexdigest())
+
+
+def _open_empty(target: Path) -> int:
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(target, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        try:
+            descriptor = os.open(target, flags | os.O_NONBLOCK)
+        except OSError:
+            raise error from None
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_size == 0:
+            return descriptor
+        os.close(descriptor)
+        raise
 
 
 def failed(reason: Reason, detail: str) -> FetchFailed:
