@@ -86,7 +86,7 @@ _SIGNS: Final = {
     "m:den": "/",
     "m:sup": "^",
 }
-_OTHERS: Final = frozenset({"w:tab", "w:sym", "symex:symEx", "mc:AlternateContent", "mc:Choice"})
+_OTHERS: Final = frozenset({"w:tab", "w:sym", "symex:symEx", "mc:AlternateContent", "mc:Choice", "m:f"})
 #: By what expat calls an element, its name with the usual prefix.
 _KNOWN: Final = {
     f"{space} {name.partition(':')[2]}": name
@@ -94,7 +94,9 @@ _KNOWN: Final = {
     for space in _SPACES[name.partition(":")[0]]
 }
 #: Of these, whose end matters.
-_ENDING: Final = {name: known for name, known in _KNOWN.items() if known in _TEXTS | _FRAMES | {"mc:AlternateContent"}}
+_ENDING: Final = {
+    name: known for name, known in _KNOWN.items() if known in _TEXTS | _FRAMES | {"mc:AlternateContent", "m:f", "m:sup"}
+}
 #: The font Symbol (Adobe's Symbol encoding), whose codes Word writes as they are or as U+F000 and more.
 _SYMBOL_FONT: Final[dict[int, str]] = dict(
     zip(
@@ -436,6 +438,8 @@ class _Story:
             self._close()
         elif known == "mc:AlternateContent":
             self._chosen.pop()
+        elif known in ("m:f", "m:sup"):
+            self._keep(" ")  # else it and what follows would be one word
 
     def data(self, data: str) -> None:
         if self._in_text:

@@ -231,7 +231,7 @@ def run(text: str) -> str:
         (
             "<m:oMath><m:f><m:num><m:r><m:t>m</m:t></m:r></m:num><m:den><m:r><m:t>n</m:t></m:r></m:den></m:f>"
             "<m:sSup><m:e><m:r><m:t>x</m:t></m:r></m:e><m:sup><m:r><m:t>2</m:t></m:r></m:sup></m:sSup></m:oMath>",
-            "m/nx^2",
+            "m/n x^2",
         ),
         (
             '<w:r><mc:AlternateContent><mc:Choice Requires="s"><s:symEx s:font="Emoji" s:char="1F60A"/></mc:Choice>'
@@ -446,10 +446,15 @@ def _lines(root: Any) -> Iterator[str]:
     """A text for each paragraph, without the text of those in it."""
     for each in root.iter("{*}p"):
         pieces = []
-        for inner in each.iter("{*}t", "{*}tab", "{*}br", "{*}den", "{*}sup"):
+        for event, inner in etree.iterwalk(
+            each, ("start", "end"), ("{*}t", "{*}tab", "{*}br", "{*}den", "{*}sup", "{*}f")
+        ):
             around = [etree.QName(outer).localname for outer in inner.iterancestors()]
             if not {"Fallback", "del", "moveFrom"} & set(around) and next(inner.iterancestors("{*}p")) is each:
-                pieces.append((inner.text or "") if etree.QName(inner).localname == "t" else " ")
+                if etree.QName(inner).localname != "t":
+                    pieces.append(" ")
+                elif event == "start":
+                    pieces.append(inner.text or "")
         yield "".join(pieces)
 
 

@@ -449,7 +449,7 @@ def memory(world: World) -> Section:
         ),
         Figure(
             name="text_worker",
-            value=text.use("extract").peak_bytes / 1e6,
+            value=max(text.use(stage).peak_bytes for stage in ("extract", "chunk")) / 1e6,
             unit="MB",
             words="most of a worker that did only text (mixed files, no pictures)",
             at_most=90.0,

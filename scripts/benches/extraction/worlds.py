@@ -25,6 +25,9 @@ _UNKNOWN_DPI = 200
 _PAGE_OF_TEXT_CHARS = 200
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _M = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"
+_A = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
+_C = "{http://schemas.openxmlformats.org/drawingml/2006/chart}"
+_BESIDE = frozenset(f"{_M}{name}" for name in ("num", "den", "sub", "sup", "deg", "lim"))
 _FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
 
 
@@ -67,7 +70,7 @@ def write_scans(folder: Path, images: Sequence[PageImage], sizes: Sequence[int])
                 scale = 72 / (image.dpi or _UNKNOWN_DPI)
                 page = book.new_page(width=width * scale, height=height * scale)
                 page.insert_image(page.rect, filename=str(image.path))
-            book.save(path)
+            book.save(path, deflate=True)
         at += size
         paths.append(path)
     return paths
@@ -123,35 +126,49 @@ def page_count(path: Path) -> int:
 
 
 def docx_words(path: Path) -> Counter[str]:
-    """The words of all parts of a DOCX, each once: body, headers, footers, notes, comments, text boxes, formulas."""
+    """The words of all parts of a DOCX, each once: body, headers, footers, notes, comments, text boxes, formulas,
+    diagrams; titles and labels of charts, without their numbers, a label once in each."""
     words: Counter[str] = Counter()
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
-            if _is_text_part(name):
+            kind = _kind_of_part(name)
+            if kind:
                 root = etree.fromstring(archive.read(name), etree.XMLParser(resolve_entities=False, huge_tree=True))
-                for paragraph in root.iter(f"{_W}p"):
-                    words += words_of("".join(_own_text(paragraph)))
+                for text in _chart_texts(root) if kind == "chart" else _paragraph_texts(root):
+                    words += words_of(text)
     return words
 
 
-def _is_text_part(name: str) -> bool:
+def _kind_of_part(name: str) -> str:
     folder, _, file = name.rpartition("/")
-    return folder == "word" and file.removesuffix(".xml").rstrip("0123456789") in (
-        "document",
-        "header",
-        "footer",
-        "footnotes",
-        "endnotes",
-        "comments",
-    )
+    bare = file.removesuffix(".xml").rstrip("0123456789")
+    stories = ("document", "header", "footer", "footnotes", "endnotes", "comments")
+    if (folder == "word" and bare in stories) or (folder, bare) == ("word/diagrams", "data"):
+        return "story"
+    return "chart" if (folder, bare) == ("word/charts", "chart") else ""
+
+
+def _paragraph_texts(root: etree._Element) -> Iterator[str]:
+    for paragraph in root.iter(f"{_W}p", f"{_A}p"):
+        yield "".join(_own_text(paragraph))
+
+
+def _chart_texts(root: etree._Element) -> Iterator[str]:
+    yield from _paragraph_texts(root)
+    yield from {value.text or "" for cache in root.iter(f"{_C}strCache") for value in cache.iter(f"{_C}v")}
 
 
 def _own_text(element: etree._Element) -> Iterator[str]:
     """Of a paragraph, without those inside it (text boxes), which are paragraphs of their own."""
     for child in element:
-        if child.tag in (f"{_W}t", f"{_M}t"):
+        if child.tag in (f"{_W}t", f"{_M}t", f"{_A}t"):
             yield child.text or ""
-        elif child.tag in (f"{_W}tab", f"{_W}br", f"{_W}cr"):
+        elif child.tag in (f"{_W}tab", f"{_W}br", f"{_W}cr", f"{_A}br"):
+            yield "\n"
+        elif child.tag in _BESIDE:
+            # What stands over, under or beside something in a formula is no part of its word.
+            yield "\n"
+            yield from _own_text(child)
             yield "\n"
         elif child.tag not in (_FALLBACK, f"{_W}p"):
             yield from _own_text(child)
