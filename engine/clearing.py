@@ -49,7 +49,7 @@ def remove(folder: Path) -> None:
 
 
 def _is_emptied(folder: int, name: str) -> bool:
-    """Whether the file is one to be used again, and is empty by now: nothing that it held can be read under its name."""
+    """Whether the file is one to be used again, and is empty by now: what it held cannot be read under its name."""
     if not REUSED.fullmatch(name):
         return False
     try:

@@ -47,8 +47,8 @@ _ATTACHMENT_BYTES: Final = 64 << 20
 _NAME_CHARS: Final = 255
 #: Characters of form fields and comments of one page.
 _EXTRA_CHARS: Final = 100_000
-#: Taken by what was read before MuPDF is told to let go of fonts and pictures; by itself it keeps up to 256 MiB of them.
-#: Each font that is loaded anew costs as much as a page.
+#: Memory that pages have taken until MuPDF is told to let go of their fonts and pictures; by itself it keeps up to
+#: 256 MiB of them. Each font that is loaded anew costs as much as a page.
 _STORE_BYTES: Final = 32 << 20
 #: A file of at most so many bytes is read at once: MuPDF would seek before each few hundred bytes.
 _IN_MEMORY_BYTES: Final = 4 << 20

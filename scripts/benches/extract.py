@@ -137,6 +137,13 @@ def _machine(cores: int) -> str:
     return f"{cores} cores" + (f" beside other work (load {load:.1f}), so that rates mean little" if load > 0.5 else "")
 
 
+def _told(sizes: Sizes) -> str:
+    """What the figures are of, where it is not always the same."""
+    part = f"one file in {sizes.every}, " if sizes.every > 1 else ""
+    scans = ", ".join(map(str, sizes.scans))
+    return f"{part}scans of {scans} pages, {sizes.users} users, {sizes.rounds} rounds"
+
+
 def _print(name: str, section: Section) -> None:
     print(f"\n{name}", *(f"  {figure.line()}" for figure in section.part.figures), sep="\n", flush=True)
     for broken in section.part.broken:
@@ -169,7 +176,7 @@ def _deliver(given: argparse.Namespace, sections: Mapping[str, Section], peers: 
     if given.write is not None:
         _draw(given.write / "figures", sections)
         measured = {name: found.part for name, found in sections.items() if found.part.figures}
-        write_figures(given.write / "extraction.md", measured, machine)
+        write_figures(given.write / "extraction.md", measured, f"{machine}; {_told(given.sizes)}")
     if given.json == "-":
         print(json.dumps(table, indent=2))
     elif given.json is not None:

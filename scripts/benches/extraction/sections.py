@@ -273,36 +273,34 @@ def _read_by_both(world: World) -> list[Path]:
 
 
 def types(world: World) -> Section:
-    """CPU time a file by type: the least of several readings, when all libraries were loaded."""
-    kinds: dict[str, str] = {}
-    ours: dict[str, list[float]] = defaultdict(list)
+    """CPU time a file by type: the least of several readings, when all libraries were loaded. Of files of which both
+    read something, where there are others."""
     users = {f"u{number}": world.mixed for number in range(READINGS)}
-    for path, read in world.run(users, NIGHTMILL_OCR="off").files.items():
-        if read.state == "indexed":
-            kinds[path] = _kind(read.media_type)
-            ours[kinds[path]].append(read.cpu_seconds)
-    theirs: dict[str, list[float]] = defaultdict(list)
+    read = {path: one for path, one in world.run(users, NIGHTMILL_OCR="off").files.items() if one.state == "indexed"}
+    seconds = {NIGHTMILL: {path: one.cpu_seconds for path, one in read.items()}}
     if world.peers:
-        files = [str(path) for path in world.mixed_files if path.name in kinds]
-        for file, seconds in world.peer("kreuzberg-each", files=files, readings=READINGS)[1]["cpu_seconds"].items():
-            theirs[kinds[Path(file).name]].append(seconds)
+        files = [str(path) for path in world.mixed_files if path.name in read]
+        answer = world.peer("kreuzberg-each", files=files, readings=READINGS)[1]["cpu_seconds"]
+        seconds["kreuzberg"] = {Path(file).name: taken for file, taken in answer.items()}
+    shared = set.intersection(*(set(taken) for taken in seconds.values()))
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(shared):
+        by_kind[_kind(read[path].media_type)].append(path)
     rows: dict[str, dict[str, float]] = {}
     figures = []
-    for kind in sorted(ours):
-        rows[kind] = {}
-        for name, taken in ((NIGHTMILL, ours[kind]), ("kreuzberg", theirs.get(kind, []))):
-            if taken:
-                rows[kind][name] = statistics.fmean(taken) * 1000
-                figures.append(
-                    Figure(
-                        name=f"cpu_{_plain(kind)}_{_plain(name)}",
-                        value=rows[kind][name],
-                        unit="ms",
-                        words=f"CPU time a file, {kind} ({len(ours[kind])} files): {name}",
-                    )
-                )
+    for kind, paths in sorted(by_kind.items()):
+        rows[kind] = {name: statistics.fmean(taken[path] for path in paths) * 1000 for name, taken in seconds.items()}
+        figures += [
+            Figure(
+                name=f"cpu_{_plain(kind)}_{_plain(name)}",
+                value=value,
+                unit="ms",
+                words=f"CPU time a file, {kind} ({len(paths)} files): {name}",
+            )
+            for name, value in rows[kind].items()
+        ]
     chart = bar_chart("CPU time a file by type, OCR off", rows, "ms, logarithmic", by_powers=True)
-    return Section(part=Part(figures=tuple(figures), checked=len(kinds)), pictures={"types": chart} if rows else {})
+    return Section(part=Part(figures=tuple(figures), checked=len(shared)), pictures={"types": chart} if rows else {})
 
 
 # --- text PDFs -------------------------------------------------------------------------------------------------------
