@@ -35,7 +35,7 @@ from engine.workers.messages import EXIT_FULL, Begin, ItemDone, Progress, Ready,
 #: Progress is said at most this often: the supervisor asks whether a worker lives, not how each page went.
 _PROGRESS_SECONDS = 0.5
 #: Memory beyond what the stage itself takes that a worker keeps at hand between two units.
-_SPARE_BYTES = 32 * 1024**2
+_SPARE_BYTES = 4 * 1024**2
 #: Blocks from this size on get pages of their own, which go back when they are freed (mallopt(3), M_MMAP_THRESHOLD).
 _OWN_PAGES_BYTES = 256 * 1024
 _M_MMAP_THRESHOLD = -3

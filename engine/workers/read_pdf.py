@@ -49,9 +49,9 @@ _NAME_CHARS: Final = 255
 _EXTRA_CHARS: Final = 100_000
 #: Memory that pages have taken until MuPDF is told to let go of their fonts and pictures; by itself it keeps up to
 #: 256 MiB of them. Each font that is loaded anew costs as much as a page.
-_STORE_BYTES: Final = 32 << 20
+_STORE_BYTES: Final = 16 << 20
 #: A file of at most so many bytes is read at once: MuPDF would seek before each few hundred bytes.
-_IN_MEMORY_BYTES: Final = 4 << 20
+_IN_MEMORY_BYTES: Final = 1 << 20
 #: Memory that no honest page takes to be read: the densest of maps and drawings take a tenth of it.
 _PAGE_BYTES: Final = 400 << 20
 #: In which MuPDF tells where the lines of one page stand: 30 KB for close print. It takes as much memory as the lines
