@@ -96,9 +96,11 @@ def open_pdf(path: Path) -> Any:
             raise StageFailed(Reason.ENCRYPTED, "a PDF that opens only with a password")
         count = pdf.page_count
     except TROUBLE as error:
-        if re.search(r"encrypt|crypt filter|password", str(error)):
-            raise StageFailed(Reason.ENCRYPTED, f"a PDF that is encrypted in another manner: {told(error)}") from error
-        raise refused(error, "a PDF that cannot be opened") from error
+        # PyMuPDF says only that it failed, and where the file lies; MuPDF says why.
+        why = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        if re.search(r"encrypt|crypt filter|password", str(why)):
+            raise StageFailed(Reason.ENCRYPTED, f"a PDF that is encrypted in another manner: {told(why)}") from error
+        raise refused(why, "a PDF that cannot be opened") from error
     if count > MAX_PAGES:
         raise StageFailed(Reason.BOMB, f"a PDF that claims {count} pages; at most {MAX_PAGES}")
     if count < 1:

@@ -243,7 +243,10 @@ def test_a_manner_of_encryption_that_nobody_knows_is_encryption(desk: Desk) -> N
         b"<</Filter/Adobe.PubSec/SubFilter/adbe.pkcs7.s5/V 4>>",
     )
     data = data.replace(b"/Root 1 0 R", b"/Root 1 0 R/Encrypt 5 0 R/ID[<00><00>]")
-    assert desk.refusal(data, "a.pdf")[0] is Reason.ENCRYPTED
+    reason, detail = desk.refusal(data, "a.pdf")
+    assert reason is Reason.ENCRYPTED
+    assert "unknown encryption handler" in detail
+    assert "code=" not in detail
 
 
 # --- scripts ---------------------------------------------------------------------------------------------------------
