@@ -588,6 +588,7 @@ class Coordinator:
                 has_parts=counts.attachments > 0,
                 most_items=DEBUG_FILES if self._settings.debug_mode else None,
                 remove_nothing=self._orders.remove_nothing,
+                leave_parts=self._orders.leave_parts,
                 only=known.only,
             )
         except BaseException:

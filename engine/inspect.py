@@ -75,7 +75,8 @@ def _run(own: Settings, host: Settings, files: Path, reporter: Reporter) -> Docu
     make_data_dir(own)
     with closing(open_own_ledger(own)) as ledger:
         ledger.add_user(user, [str(SourceUri(scheme="folder", path=str(files), rules=Rules()))])
-    report = run(own, [user], kind="init", lane=Lane.INTERACTIVE, orders=Orders(), reporter=reporter, host=host)
+    orders = Orders(leave_parts=True)
+    report = run(own, [user], kind="init", lane=Lane.INTERACTIVE, orders=orders, reporter=reporter, host=host)
     with closing(open_own_ledger(own)) as ledger:
         (source,) = ledger.sources(user)
         (name,) = os.listdir(files)
@@ -83,7 +84,8 @@ def _run(own: Settings, host: Settings, files: Path, reporter: Reporter) -> Docu
     if report.exit_code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     if not found:
-        raise CannotRunError(report.message or "; ".join(report.troubles) or "the file was not found again")
+        troubles = "; ".join(trouble.removeprefix(f"{user}: ") for trouble in report.troubles)
+        raise CannotRunError(report.message or troubles or "the file was not found again")
     return _document_of(own, user, found[0], report.message)
 
 

@@ -169,6 +169,7 @@ class UserPipeline:
         has_parts: bool,
         most_items: int | None = None,
         remove_nothing: bool = False,
+        leave_parts: bool = False,
         only: Collection[SourceId] = (),
     ) -> None:
         """has_parts: the ledger knows attachments of this user's items. kept: from the turn before.
@@ -178,11 +179,13 @@ class UserPipeline:
         at once.
         only: work on the items of these sources; empty for all.
         most_items, remove_nothing: a trial, which reads so many items and takes none out of the index.
+        leave_parts: attachments become no items.
         """
         self.user = user
         self._run, self._plan, self._ledger, self._writer = run, plan, ledger, writer
         self._sources, self._parts, self._clock, self._reporter, self._work = sources, parts, clock, reporter, work
         self._kept, self._has_parts, self._most_items, self._only = kept, has_parts, most_items, only
+        self._leave_parts = leave_parts
         self._peaks, self._budget, self._slots = peaks, budget, slots
         #: Pending items that a trial does not read.
         self._left_out: set[ItemId] = set()
@@ -706,6 +709,8 @@ class UserPipeline:
         Those that were there before and are not any more are gone, whatever the item was then.
         """
         record = item.record
+        if self._leave_parts:
+            return
         listed: list[Listed] = []
         # Of all together no more than an outbox may hold: files of nothing but holes take no room there, and all here.
         left = spool.outbox_limit(Stage.EXTRACT, 1, record.size_bytes)

@@ -47,6 +47,7 @@ class Orders:
     remove_nothing   a trial: only add
     only             URIs of the sources to look at and work on; empty: all. After new stage versions, or with another
                      model, it is all of them: an index changes as a whole
+    leave_parts      attachments are listed with what they are attached to, and not read
     prepare          called with the user's folder once its lock is held, before anything is listed
     """
 
@@ -54,6 +55,7 @@ class Orders:
     accept_removals: bool = False
     remove_nothing: bool = False
     only: frozenset[str] = frozenset()
+    leave_parts: bool = False
     prepare: Callable[[Path], None] | None = None
 
 

@@ -49,6 +49,25 @@ def _run(settings: Settings, until: float | None) -> int:
     return report.exit_code
 
 
+@pytest.mark.parametrize("leave", [False, True])
+def test_attachments_may_be_left_as_they_are(settings: Settings, leave: bool) -> None:
+    """They are listed with their mail, and then nothing more is done with them."""
+    (settings.data_dir.parent / "home" / "a.eml").write_bytes(
+        files.mail("Terns", "Two.", ("b.csv", b"a,b\n", "text/csv"))
+    )
+    run(
+        settings,
+        None,
+        kind="init",
+        lane=Lane.INTERACTIVE,
+        orders=Orders(leave_parts=leave),
+        reporter=SilentReporter(),
+    )
+    with open_own_ledger(settings) as ledger:
+        counts = ledger.counts()
+    assert (counts.indexed, counts.attachments) == (6, 0 if leave else 1)
+
+
 def test_a_deadline_ends_a_run_and_the_next_one_goes_on(settings: Settings) -> None:
     """After the deadline nothing is begun: exit code 5, nothing left behind; the next run does all of it."""
     assert _run(settings, time.time() - 1.0) == 5
