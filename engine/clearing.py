@@ -32,7 +32,9 @@ def empty(folder: Path, *, but: str = "") -> None:
     with suppress(OSError):
         here = os.open(folder, _FOLDER)
         try:
-            emptied = islice((name for name in os.listdir(here) if _is_emptied(here, name)), MOST_REUSED)
+            emptied = islice(
+                (name for name in os.listdir(here) if name != but and _is_emptied(here, name)), MOST_REUSED
+            )
             stay = {but, *emptied}
         except OSError:
             os.close(here)
@@ -49,7 +51,7 @@ def remove(folder: Path) -> None:
 
 
 def _is_emptied(folder: int, name: str) -> bool:
-    """Whether the file is one to be used again, and is empty by now: nothing that it held can be read under its name."""
+    """Whether the file is one to be used again, and is empty by now: what it held cannot be read under its name."""
     if not REUSED.fullmatch(name):
         return False
     try:
