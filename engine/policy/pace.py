@@ -1,4 +1,4 @@
-"""How many seconds does a page take, or a file? Learned in the run itself: machines, languages and papers differ tenfold.
+"""How many seconds does a page take, or a file? Learned in the run itself: machines, languages, papers differ tenfold.
 
 Rule: a mean that begins at a guess and forgets slowly. Nothing in it is anybody's: it is of a kind of page or file, and
 what is known of one document is kept by whoever reads it.
