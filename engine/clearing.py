@@ -32,7 +32,9 @@ def empty(folder: Path, *, but: str = "") -> None:
     with suppress(OSError):
         here = os.open(folder, _FOLDER)
         try:
-            emptied = islice((name for name in os.listdir(here) if _is_emptied(here, name)), MOST_REUSED)
+            emptied = islice(
+                (name for name in os.listdir(here) if name != but and _is_emptied(here, name)), MOST_REUSED
+            )
             stay = {but, *emptied}
         except OSError:
             os.close(here)

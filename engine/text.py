@@ -287,8 +287,8 @@ def _sentences(text: str) -> list[str]:
 
 def chunks_of(
     document: Document, *, measure: Measure, max_tokens: int, stemming: Stemming | None = None
-) -> tuple[Chunk, ...]:
-    """Everything of a document that gets a vector. No chunk has more than `max_tokens` tokens by `measure`.
+) -> Iterator[Chunk]:
+    """Everything of a document that gets a vector, one by one. No chunk has more than `max_tokens` tokens by `measure`.
 
     Files: one or more FILE_SUM (title, facts, extractive summary: a picture without text is still found by its name)
     and the FILE_CHUNKs of every page. Mails: EMAIL_TITLE (subject, sender, recipients) and EMAIL_SUM (the whole mail).
@@ -312,12 +312,11 @@ def chunks_of(
             head = _labelled(document, tuple(document.facts))
             parts = [(ChunkKind.FILE_SUM, 0, f"{head}\n{gist}")]
             parts += [(ChunkKind.FILE_CHUNK, number, text) for number, text in pages]
-    return tuple(
-        Chunk(kind=kind, text=piece, keywords=" ".join(tokens), page=number)
-        for kind, number, text in parts
-        for piece in cut(text, measure=measure, max_tokens=max_tokens)
-        if (tokens := stemming.keywords(piece))
-    )
+    for kind, number, text in parts:
+        for piece in cut(text, measure=measure, max_tokens=max_tokens):
+            tokens = stemming.keywords(piece)
+            if tokens:
+                yield Chunk(kind=kind, text=piece, keywords=" ".join(tokens), page=number)
 
 
 def _bodies(pages: Sequence[Page]) -> Iterator[tuple[int, str]]:

@@ -13,6 +13,7 @@ from typing import Any
 from engine import embedders
 from engine.document import Document
 from engine.text import Stemming, chunks_of
+from engine.workers.writing import open_result
 
 
 class Cutter:
@@ -28,7 +29,7 @@ class Cutter:
         """Writes `<prefix>.chunks.json`, a line for each `Chunk.to_json`. Returns {"chunks": its name, "count"}."""
         chunks = chunks_of(document, measure=self._measure, max_tokens=self._max_tokens, stemming=self._stemming)
         name = f"{prefix}.chunks.json"
-        with open(outbox / name, "wb") as file:
+        with open_result(outbox / name) as file:
             # Written as it is, not as escapes: a text of Chinese would be twice as long.
             file.writelines(json.dumps(chunk.to_json(), ensure_ascii=False).encode() + b"\n" for chunk in chunks)
         return {"chunks": name, "count": len(chunks)}

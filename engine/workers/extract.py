@@ -23,6 +23,7 @@ from engine.reasons import Reason
 from engine.workers import types
 from engine.workers.cutting import Cutter
 from engine.workers.reading import Material
+from engine.workers.writing import open_result
 
 _TEXTS: Final = frozenset(
     {types.PLAIN, types.CSV, types.TSV, types.XML, types.HTML, types.JSON, "text/markdown", "image/svg+xml"}
@@ -115,7 +116,8 @@ class ExtractStage:
             document = _noted(reader.read(material), name)
         written = f"{prefix}.document.json"
         data = json.dumps(document.to_json(), ensure_ascii=False, separators=(",", ":"))
-        (place.outbox / written).write_text(data, encoding="utf-8")
+        with open_result(place.outbox / written) as out:
+            out.write(data.encode())
         needs_ocr = [page.number for page in document.pages if page.needs_ocr]
         result = {
             "document": written,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -47,9 +48,11 @@ _ATTACHMENT_BYTES: Final = 64 << 20
 _NAME_CHARS: Final = 255
 #: Characters of form fields and comments of one page.
 _EXTRA_CHARS: Final = 100_000
-#: Memory that pages have taken until MuPDF is told to let go of their fonts and pictures; by itself it keeps up to
-#: 256 MiB of them. Each font that is loaded anew costs as much as a page.
+#: Memory that pages have taken until MuPDF is told to let go of their fonts and pictures, and half of what is left at
+#: most; by itself it keeps up to 256 MiB of them. Each font that is loaded anew costs as much as a page. Where nobody
+#: counts it is told so every so many pages.
 _STORE_BYTES: Final = 16 << 20
+_STORE_PAGES: Final = 64
 #: A file of at most so many bytes is read at once: MuPDF would seek before each few hundred bytes.
 _IN_MEMORY_BYTES: Final = 1 << 20
 #: Memory that no honest page takes to be read: the densest of maps and drawings take a tenth of it.
@@ -178,9 +181,12 @@ def _read_pages(pdf: Any, material: Material, state: _Reading, journal: Journal 
             state.skipped += 1
         else:
             page = _page(pdf, number - 1, state, material.ocr, left)
-            if room - left() > _STORE_BYTES:
+            now = left()
+            if room - now > min(_STORE_BYTES, room // 2) or (now == sys.maxsize and number % _STORE_PAGES == 0):
                 pymupdf.TOOLS.store_shrink(100)
-                room = left()
+                now = room = left()
+            # More may have been allowed meanwhile.
+            room = max(room, now)
         state.pages.append(page)
         if journal is not None:
             journal.add(page)

@@ -22,6 +22,7 @@ from engine.model import Kind
 from engine.ports import Place, StageFailed
 from engine.reasons import Reason
 from engine.sizes import format_size
+from engine.workers.writing import open_result
 
 #: A title longer than this is a paragraph.
 TITLE_CHARS: Final = 500
@@ -171,7 +172,7 @@ class Parts:
         number, size = len(self.written) + 1, 0
         file = f"{self.material.prefix}.part{number}"
         path = self.material.place.outbox / file
-        with open(path, "wb") as out:
+        with open_result(path) as out:
             for piece in pieces:
                 size += len(piece)
                 if size > self._room_bytes:

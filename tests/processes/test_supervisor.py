@@ -23,6 +23,7 @@ from engine.model import Failure, Stage
 from engine.ports import Clock
 from engine.processes import Watched, is_alive, start_time
 from engine.reasons import Reason
+from engine.sources import beneath
 from engine.workers import results, supervisor
 from engine.workers.supervisor import Bounds, Ended, Finished, Lost, Report, Supervisor, Worker
 from tests.conftest import REPOSITORY
@@ -215,6 +216,33 @@ def test_a_unit_is_done_in_order_and_its_results_lie_in_the_outbox(opened: Opene
     assert one.find_idle(Stage.CHUNK) is None
     assert failures(do(one, worker, written("d"), unit=2)) == [None]
     assert one.workers == (worker,)
+
+
+def test_the_next_unit_is_read_from_and_written_to_the_same_files(tmp_path: Path, book: Book) -> None:
+    """A copy, its document and its chunks: not one byte of the unit before is left in them."""
+    one = Supervisor(spool=tmp_path / "spool", book=book, clock=SystemClock())
+    options = {"ocr": False, "cut": {"measure": "words", "max_tokens": 200}}
+    worker = one.start(Stage.EXTRACT, options)
+    order = {"file": "again0.bytes", "name": "a.txt", "prefix": "again0"}
+    inodes: list[dict[str, int]] = []
+    try:
+        for unit, text in enumerate(("what ann wrote to ben\n" * 500, "short\n"), 1):
+            one.reserve(worker, unit, 1)
+            beneath.write_new(worker.inbox / "again0.bytes", iter([text.encode()]))
+            one.assign(worker, [order], deadlines=[60.0], promised_bytes=0, limit_bytes=0)
+            ended = poll_to_the_end(one, worker)[0]
+            assert isinstance(ended, Ended)
+            document = json.loads(results.read_bytes(worker.outbox, ended.result, "document", 10**6))
+            assert [page["text"].strip() for page in document["pages"]] == [text.strip()]
+            assert all("ann" not in line for line in (worker.outbox / "again0.chunks.json").open()) == (unit == 2)
+            one.release(worker)
+            left = [entry for folder in (worker.inbox, worker.outbox) for entry in os.scandir(folder)]
+            assert {entry.stat().st_size for entry in left} == {0}
+            inodes.append({entry.name: entry.inode() for entry in left})
+        assert inodes[0] == inodes[1]
+        assert set(inodes[0]) == {"again0.bytes", "again0.document.json", "again0.chunks.json"}
+    finally:
+        one.close()
 
 
 def test_a_large_order_arrives_whole(opened: Opener) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pymupdf
 import pytest
 
-from engine.document import Method
+from engine.document import Method, Page
 from engine.reasons import Reason
+from engine.workers import read_pdf
 from tests.unit.extraction import Desk, drawing, encoded, numbers, pdf_of, raw_pdf, stream_of, text_of
 
 PROSE = "The mill grinds at night, when nobody is waiting for it, and in the morning all is done. " * 4
@@ -201,3 +203,49 @@ def test_memory_that_runs_out_is_not_damage() -> None:
     from engine.workers import read_pdf
 
     assert isinstance(read_pdf.refused(RuntimeError("code=2: malloc (123 bytes) failed"), "x"), MemoryError)
+
+
+@pytest.mark.parametrize(
+    ("start", "per_page", "allowed", "shrinks"),
+    [
+        pytest.param(1000, 10, 0, 2, id="every 32 MiB"),
+        pytest.param(1000, 10, 500, 2, id="more was allowed on the way: counted from there"),
+        pytest.param(40, 4, 0, 3, id="half of what is left, where that is less"),
+        pytest.param(1000, 0, 0, 0, id="nothing was taken"),
+    ],
+)
+def test_fonts_and_pictures_are_let_go_of_by_the_memory_they_take(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, start: int, per_page: int, allowed: int, shrinks: int
+) -> None:
+    """Of ten pages, whatever happens to the limit meanwhile; and once at the end."""
+    shrunk: list[int] = []
+    monkeypatch.setattr(pymupdf.TOOLS, "store_shrink", shrunk.append)
+    real_page = read_pdf._page
+
+    def page_that_takes(pdf: Any, index: int, *more: Any) -> Page:
+        desk.memory_bytes -= per_page << 20
+        if index == 4:
+            desk.memory_bytes += allowed << 20
+        return real_page(pdf, index, *more)
+
+    monkeypatch.setattr(read_pdf, "_page", page_that_takes)
+    desk.memory_bytes = start << 20
+    desk.read(pdf_of(*["Words enough to be read."] * 10))
+    assert len(shrunk) == shrinks + 1
+
+
+def test_fonts_and_pictures_are_let_go_of_where_nobody_counts(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system does not say what a process takes: every so many pages."""
+    shrunk: list[int] = []
+    monkeypatch.setattr(pymupdf.TOOLS, "store_shrink", shrunk.append)
+    monkeypatch.setattr(read_pdf, "_STORE_PAGES", 3)
+    desk.read(pdf_of(*["Words enough to be read."] * 10))
+    assert len(shrunk) == 3 + 1
+
+
+def test_a_file_read_at_once_is_the_same_document(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small files are read from memory, larger ones from the disk: also one with words before and after the PDF."""
+    data = b"From: a fax\n" + pdf_of("One page of words.", "And another one.") + b"\n" * 1000
+    at_once = desk.read(data)
+    monkeypatch.setattr(read_pdf, "_IN_MEMORY_BYTES", 0)
+    assert desk.read(data) == at_once

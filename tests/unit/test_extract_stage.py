@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from engine import clearing
 from engine.document import Document
 from engine.model import Kind
 from engine.ports import StageFailed
 from engine.reasons import Reason
 from engine.workers import extract, types
+from engine.workers.writing import open_result
 from tests import bombs
 from tests.files import mail
 from tests.unit.extraction import Desk, drawing, encoded, ole_of, pdf_of, text_of, zip_of
@@ -34,6 +37,65 @@ def test_a_text_becomes_a_document(desk: Desk) -> None:
     assert [page.number for page in document.pages] == [0]
     assert text_of(document).strip() == "Nothing rests."
     assert desk.result == {"document": "p7.document.json", "pages": 1, "needs_ocr": [], "media_type": "text/plain"}
+
+
+@pytest.fixture
+def opened(desk: Desk) -> Callable[[], list[tuple[str, int]]]:
+    """What has been opened in the outbox since: (name, flags)."""
+    _outboxes[:] = [str(desk.outbox)]
+    _opened.clear()
+    if not _hooked:
+        sys.addaudithook(_note_opened)
+        _hooked.append(True)
+    return lambda: list(_opened)
+
+
+_outboxes: list[str] = []
+_opened: list[tuple[str, int]] = []
+_hooked: list[bool] = []
+
+
+def _note_opened(event: str, args: tuple[object, ...]) -> None:
+    if event == "open" and _outboxes and str(args[0]).startswith(_outboxes[0]):
+        assert isinstance(args[2], int)
+        _opened.append((Path(str(args[0])).name, args[2]))
+
+
+def test_results_are_written_into_files_that_were_emptied(
+    desk: Desk, opened: Callable[[], list[tuple[str, int]]]
+) -> None:
+    """The same inodes, whatever they held; and nothing makes ext4 believe that a file is replaced: it would write each
+    small result to the disk, and everybody would wait for it."""
+    stage = extract.open_stage({"ocr": True, "cut": {"measure": "words", "max_tokens": 200}})
+    order = {"file": "1", "name": "a.eml", "kind": "mail", "prefix": "again0"}
+    data = mail("Long", "All that was said. " * 500, ("a.txt", b"of another " * 1000, "text/plain"))
+    (desk.inbox / "1").write_bytes(data)
+    stage.run(order, desk)
+    clearing.empty(desk.outbox)
+    inodes = {entry.name: entry.inode() for entry in os.scandir(desk.outbox)}
+    assert set(inodes) == {"again0.document.json", "again0.chunks.json", "again0.part1"}
+    # Not emptied, as after an order that failed within the unit.
+    (desk.outbox / "again0.document.json").write_bytes(b"x" * 100_000)
+    (desk.inbox / "1").write_bytes(mail("Short", "Nothing.", ("b.txt", b"mine", "text/plain")))
+    before = len(opened())
+    result = stage.run(order, desk)
+    assert {name for name, _ in opened()[before:]} == set(inodes)
+    assert not any(flags & os.O_TRUNC for _, flags in opened()[before:])
+    assert {entry.name: entry.inode() for entry in os.scandir(desk.outbox)} == inodes
+    document = Document.from_json(json.loads((desk.outbox / result["document"]).read_bytes()))
+    assert document.title == "Short"
+    assert (desk.outbox / document.parts[0].file).read_bytes() == b"mine"
+    lines = (desk.outbox / result["chunks"]).read_text().splitlines()
+    assert len([json.loads(line) for line in lines]) == result["count"] > 0
+
+
+def test_a_result_is_not_written_through_a_link(tmp_path: Path) -> None:
+    """Wherever it leads."""
+    (tmp_path / "other").write_bytes(b"kept")
+    (tmp_path / "result").symlink_to(tmp_path / "other")
+    with pytest.raises(OSError, match="symbolic"):
+        open_result(tmp_path / "result")
+    assert (tmp_path / "other").read_bytes() == b"kept"
 
 
 def test_the_file_in_the_outbox_is_what_the_coordinator_accepts(desk: Desk) -> None:

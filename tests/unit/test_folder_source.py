@@ -637,6 +637,41 @@ def test_a_copy_replaces_nothing(root: Path, target: Path, tmp_path: Path) -> No
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_a_copy_goes_into_a_file_that_is_empty(root: Path, target: Path) -> None:
+    """It was emptied for that: the same inode, and no bytes but those of the copy."""
+    (root / "file").write_bytes(b"new")
+    target.touch(0o600)
+    inode = target.stat().st_ino
+    source(root).fetch({"path": "file"}, target)
+    assert (target.stat().st_ino, target.read_bytes()) == (inode, b"new")
+    (root / "file").write_bytes(b"")
+    target.write_bytes(b"")
+    assert source(root).fetch({"path": "file"}, target).size_bytes == 0
+
+
+@pytest.mark.parametrize("what", ["hard link", "fifo", "read fifo", "folder"])
+def test_what_is_empty_and_no_plain_file_is_not_written_to(root: Path, target: Path, tmp_path: Path, what: str) -> None:
+    """Nor waited for: somebody may have it open under another name."""
+    (root / "file").write_bytes(b"new")
+    reader = -1
+    match what:
+        case "hard link":
+            (tmp_path / "other").touch()
+            target.hardlink_to(tmp_path / "other")
+        case "folder":
+            target.mkdir()
+        case _:
+            os.mkfifo(target)
+            reader = os.open(target, os.O_RDONLY | os.O_NONBLOCK) if what == "read fifo" else -1
+    with pytest.raises(FileExistsError):
+        source(root).fetch({"path": "file"}, target)
+    if what == "hard link":
+        assert (tmp_path / "other").read_bytes() == b""
+    if reader >= 0:
+        assert os.read(reader, 10) == b""
+        os.close(reader)
+
+
 def test_a_disk_that_cannot_be_read_is_said(root: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the device is the item's, and leaves no half copy."""
     (root / "file").write_bytes(b"content")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from engine.model import Fingerprint, ItemId, ItemKey, ItemState, Kind, SourceId, Stage, UserId
 from engine.pages import Paces, PageQueue
+from engine.policy import estimates
 from engine.policy.units import SHARES, UNIT_SECONDS
 from engine.ports import ItemRecord
 from engine.way import Item, Piece, Unit, extraction_of
@@ -150,3 +152,38 @@ def test_one_copy_is_made_of_each_file() -> None:
     unit = Unit(number=2, user=UserId("ann"), stage=Stage.EXTRACT, pieces=tuple(pieces))
     assert [index for index, _ in unit.copied] == [0, 1, 2]
     assert Unit(number=3, user=UserId("ann"), stage=Stage.CHUNK, pieces=tuple(pieces)).copied == ()
+
+
+def test_the_time_of_files_is_learned_by_kind_and_stage() -> None:
+    """PDF that takes three times as long says nothing of pictures, nor of cutting, and is true of every size."""
+    paces = Paces(lambda media_type: SECONDS)
+    pdf, large = (estimates.extraction(size_bytes=size, ending=".pdf") for size in (1000, 10**7))
+    others = [
+        estimates.extraction(size_bytes=1000, ending=".png"),
+        estimates.extraction(size_bytes=1000, ending=".strange"),
+        estimates.chunking(chars=1000),
+    ]
+    before = [paces.expect(estimate) for estimate in (pdf, large, *others)]
+    assert before == [estimate.seconds for estimate in (pdf, large, *others)]
+    for _ in range(200):
+        paces.learn(pdf, 3 * pdf.seconds)
+    assert paces.expect(pdf) == pytest.approx(3 * pdf.seconds, rel=0.05)
+    assert paces.expect(large) == pytest.approx(3 * large.seconds, rel=0.05)
+    assert [paces.expect(estimate) for estimate in others] == before[2:]
+
+
+@given(st.integers(0, 10**12), st.sampled_from(["", ".pdf", ".eml", ".zip"]), st.floats(0.0, 1e6))
+def test_what_any_file_took_can_be_learned(size: int, ending: str, seconds: float) -> None:
+    """Also of an empty one, and one that took nothing: what is predicted is never nothing."""
+    paces = Paces(lambda media_type: SECONDS)
+    for estimate in (estimates.extraction(size_bytes=size, ending=ending), estimates.chunking(chars=size)):
+        paces.learn(estimate, seconds)
+        assert 0.0 < paces.expect(estimate) <= 32 * estimate.seconds
+
+
+def test_orders_that_nobody_learns_of_are_expected_as_predicted() -> None:
+    """They have no kind, and leave nothing to others."""
+    paces = Paces(lambda media_type: SECONDS)
+    nameless = replace(estimates.chunking(chars=1000), key=None)
+    paces.learn(nameless, 100.0)
+    assert paces.expect(nameless) == nameless.seconds

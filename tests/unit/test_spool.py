@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from engine import clearing
+from engine.clearing import MOST_REUSED
+from engine.coordinator import _IDLE_BYTES
 from engine.spool import NAME_BYTES, written_by
 
 MIB = 1 << 20
@@ -97,3 +100,100 @@ def test_folders_within_folders_are_removed_however_deep(
     clearing.remove(home / "link")
     clearing.remove(home)
     assert (tmp_path / "kept" / "file").is_file()
+
+
+def test_files_of_names_that_come_again_are_emptied_and_stay(home: Path) -> None:
+    """The same inode, without a byte of what it held, and without room that was taken beyond its end."""
+    outbox = home / "outbox"
+    names = ["again0.bytes", "again63.document.json", "again63.chunks.json", "again7.part12"]
+    for name in names:
+        (outbox / name).write_bytes(b"secret" * 1000)
+    with (outbox / names[0]).open("r+b") as file:
+        file.truncate(0)
+        os.posix_fallocate(file.fileno(), 0, MIB)
+        file.truncate(0)
+    before = {name: (outbox / name).stat().st_ino for name in names}
+    clearing.empty(outbox)
+    assert {entry.name: entry.inode() for entry in os.scandir(outbox)} == before
+    assert {(outbox / name).stat().st_size for name in names} == {0}
+    assert {(outbox / name).stat().st_blocks for name in names} == {0}
+    clearing.remove(outbox)
+    assert not outbox.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "u1-0.bytes",
+        "again0.journal",
+        "again.bytes",
+        "again0000.bytes",
+        "again0.bytes2",
+        "again0.part100",
+        "0again0.bytes",
+    ],
+)
+def test_files_of_other_names_are_removed(home: Path, name: str) -> None:
+    """A journal above all: one that was left would be another file's."""
+    (home / "outbox" / name).touch()
+    clearing.empty(home / "outbox")
+    assert os.listdir(home / "outbox") == []
+
+
+@pytest.mark.parametrize("what", ["link", "dangling", "hard link", "fifo", "read fifo", "folder", "socket", "mode"])
+def test_only_plain_files_are_used_again(home: Path, tmp_path: Path, what: str) -> None:
+    """Whatever a worker has put under such a name is removed; what it leads to stays as it was."""
+    other, left = tmp_path / "other", home / "outbox" / "again0.document.json"
+    other.write_text("kept")
+    reader = -1
+    match what:
+        case "link":
+            left.symlink_to(other)
+        case "dangling":
+            left.symlink_to(tmp_path / "nowhere")
+        case "hard link":
+            left.hardlink_to(other)
+        case "folder":
+            left.mkdir()
+            (left / "again0.bytes").write_text("within")
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as bound:
+                bound.bind(str(left))
+        case "mode":
+            left.touch(mode=0)
+        case _:
+            os.mkfifo(left)
+            if what == "read fifo":
+                reader = os.open(left, os.O_RDONLY | os.O_NONBLOCK)
+    clearing.empty(home / "outbox")
+    if reader >= 0:
+        os.close(reader)
+    if what != "mode" or os.getuid():
+        assert os.listdir(home / "outbox") == []
+    assert other.read_text() == "kept"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_two_names_of_one_file_are_both_removed(home: Path) -> None:
+    """Else what one order writes would stand in the result of another."""
+    (home / "outbox" / "again0.document.json").touch()
+    (home / "outbox" / "again1.document.json").hardlink_to(home / "outbox" / "again0.document.json")
+    clearing.empty(home / "outbox")
+    assert os.listdir(home / "outbox") == []
+
+
+def test_no_more_stay_than_an_idle_worker_may_have(home: Path, written: Callable[[Path], int]) -> None:
+    """Whoever makes thousands of such names keeps some of them, all empty."""
+    for number in range(MOST_REUSED + 100):
+        (home / "outbox" / f"again{number}.bytes").write_bytes(b"x")
+    clearing.empty(home / "outbox")
+    assert len(os.listdir(home / "outbox")) == MOST_REUSED
+    assert written(home) == (MOST_REUSED + 1) * NAME_BYTES
+    assert written(home) < _IDLE_BYTES
+
+
+def test_a_file_that_is_kept_may_have_such_a_name(home: Path) -> None:
+    """The one that is not to be touched is not emptied either."""
+    (home / "outbox" / "again0.bytes").write_text("held")
+    clearing.empty(home / "outbox", but="again0.bytes")
+    assert (home / "outbox" / "again0.bytes").read_text() == "held"
