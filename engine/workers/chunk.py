@@ -32,4 +32,4 @@ class ChunkStage:
         Writes `<prefix>.chunks.json`, see `Cutter.cut`. Returns {"chunks": its name, "count": how many}.
         """
         document = Document.from_json(json.loads((place.inbox / str(order["file"])).read_bytes()))
-        return self._cutter.cut(document, place.outbox, str(order["prefix"]))
+        return self._cutter.cut(document, place, str(order["prefix"]))

@@ -7,11 +7,11 @@ is what stemmers remember, and that is bounded.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from engine import embedders
 from engine.document import Document
+from engine.ports import Place
 from engine.text import Stemming, chunks_of
 from engine.workers.writing import open_result
 
@@ -25,11 +25,15 @@ class Cutter:
         self._max_tokens = max_tokens
         self._stemming = Stemming()
 
-    def cut(self, document: Document, outbox: Path, prefix: str) -> dict[str, Any]:
+    def cut(self, document: Document, place: Place, prefix: str) -> dict[str, Any]:
         """Writes `<prefix>.chunks.json`, a line for each `Chunk.to_json`. Returns {"chunks": its name, "count"}."""
         chunks = chunks_of(document, measure=self._measure, max_tokens=self._max_tokens, stemming=self._stemming)
         name = f"{prefix}.chunks.json"
-        with open_result(outbox / name) as file:
-            # Written as it is, not as escapes: a text of Chinese would be twice as long.
-            file.writelines(json.dumps(chunk.to_json(), ensure_ascii=False).encode() + b"\n" for chunk in chunks)
-        return {"chunks": name, "count": len(chunks)}
+        pages, count = len(document.pages), 0
+        with open_result(place.outbox / name) as file:
+            for chunk in chunks:
+                # Written as it is, not as escapes: a text of Chinese would be twice as long.
+                file.write(json.dumps(chunk.to_json(), ensure_ascii=False).encode() + b"\n")
+                count += 1
+                place.progress(chunk.page, pages)
+        return {"chunks": name, "count": count}

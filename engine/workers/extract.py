@@ -54,8 +54,9 @@ class _Reader(Protocol):
     def read(self, material: Material) -> Document: ...
 
 
-#: Longer documents are cut by a unit of their own, whose memory and time are predicted by their length.
-CUT_CHARS: Final = 2_000_000
+#: Longer documents, as they are written, are cut by a unit of their own, whose memory and time are predicted by their
+#: length. Bytes, not characters: a letter of Chinese takes three, and is as much work.
+CUT_BYTES: Final = 2_000_000
 
 
 def open_stage(options: Mapping[str, Any]) -> ExtractStage:
@@ -115,9 +116,9 @@ class ExtractStage:
             )
             document = _noted(reader.read(material), name)
         written = f"{prefix}.document.json"
-        data = json.dumps(document.to_json(), ensure_ascii=False, separators=(",", ":"))
+        data = json.dumps(document.to_json(), ensure_ascii=False, separators=(",", ":")).encode()
         with open_result(place.outbox / written) as out:
-            out.write(data.encode())
+            out.write(data)
         needs_ocr = [page.number for page in document.pages if page.needs_ocr]
         result = {
             "document": written,
@@ -126,8 +127,8 @@ class ExtractStage:
             "media_type": document.media_type,
         }
         whole = self._later or not needs_ocr
-        if self._cutter is not None and whole and sum(len(page.text) for page in document.pages) <= CUT_CHARS:
-            result |= self._cutter.cut(document, place.outbox, prefix)
+        if self._cutter is not None and whole and len(data) <= CUT_BYTES:
+            result |= self._cutter.cut(document, place, prefix)
         return result
 
 

@@ -227,7 +227,7 @@ def test_a_piece_of_no_tokens_is_refused() -> None:
 def test_every_page_is_in_the_chunks_of_its_document(kind: Kind) -> None:
     """The text of all pages, in order, within chunks of the kind that the item has, each bounded."""
     document = long_document(kind)
-    chunks = chunks_of(document, measure=WORDS, max_tokens=50)
+    chunks = list(chunks_of(document, measure=WORDS, max_tokens=50))
     body = {Kind.FILE: ChunkKind.FILE_CHUNK, Kind.MAIL: ChunkKind.EMAIL_SUM, Kind.EVENT: ChunkKind.SCHEDULE_CONTEXT}
     said = bare("".join(chunk.text for chunk in chunks if chunk.kind is body[kind]))
     assert said.endswith(bare("".join(page.text for page in document.pages)))
@@ -260,7 +260,7 @@ def test_a_line_of_dashes_is_no_chunk() -> None:
     """It would be found for any question that has nothing better; the words around it stay."""
     pages = (Page(number=1, text="-" * 500 + "\n\n***"), Page(number=2, text="The end. " + "_" * 20))
     document = Document(kind=Kind.FILE, media_type="text/plain", title="Mill", pages=pages)
-    chunks = chunks_of(document, measure=Signs(), max_tokens=27)
+    chunks = list(chunks_of(document, measure=Signs(), max_tokens=27))
     assert [(chunk.text, chunk.page) for chunk in chunks if chunk.page] == [("The end. " + "_" * 20, 2)]
 
 
@@ -279,7 +279,7 @@ def test_an_event_says_when_where_and_who_but_not_its_identifiers() -> None:
     (chunk,) = chunks_of(event, measure=WORDS, max_tokens=50)
     assert chunk.text == "Plans\n2026-04-18T10:00:00\nRoom Heron\nBob\nevery week 10 times"
     strange = Document(kind=Kind.EVENT, media_type="text/calendar", title="Plans", facts={"rrule": "FREQ=NOW"})
-    assert chunks_of(strange, measure=WORDS, max_tokens=50)[0].text == "Plans\nFREQ=NOW"
+    assert next(chunks_of(strange, measure=WORDS, max_tokens=50)).text == "Plans\nFREQ=NOW"
 
 
 @pytest.mark.parametrize("kind", Kind)
@@ -293,7 +293,7 @@ def test_identifiers_of_mails_are_never_in_a_chunk(kind: Kind) -> None:
 @pytest.mark.parametrize("kind", Kind)
 def test_title_and_facts_are_found_by_their_words(kind: Kind) -> None:
     """What stands in no page, the title and who or where, has a chunk of its own or stands before the text."""
-    head = chunks_of(long_document(kind), measure=WORDS, max_tokens=50)[0]
+    head = next(chunks_of(long_document(kind), measure=WORDS, max_tokens=50))
     assert head.kind in (ChunkKind.FILE_SUM, ChunkKind.EMAIL_TITLE, ChunkKind.SCHEDULE_CONTEXT)
     assert head.page == 0
     assert head.text.startswith("Über die Mühle\nAnn <ann@mill.example>\nBob")

@@ -75,7 +75,7 @@ def test_a_text_comes_through_whole_and_is_found(language: str, name: str, tmp_p
     assert words in " ".join(text_of(document).split())
     assert title in text_of(document) or document.title == title
     assert not document.notes
-    chunks = text.chunks_of(document, measure=embedders.measure_for("words"), max_tokens=64)
+    chunks = list(text.chunks_of(document, measure=embedders.measure_for("words"), max_tokens=64))
     assert len(chunks) > 1
     found = {token for chunk in chunks for token in text.keywords(chunk.text)}
     for group in text.query_keywords(question):
