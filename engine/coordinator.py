@@ -585,6 +585,7 @@ class Coordinator:
                 paces=self._paces,
                 slots=lambda: min(self._desk.limits.max_workers_per_user, self._desk.limits.cpu_limit),
                 budget=lambda: self._desk.limits.memory_limit_bytes,
+                spool_bytes=self._settings.spool_limit_bytes,
                 has_parts=counts.attachments > 0,
                 most_items=DEBUG_FILES if self._settings.debug_mode else None,
                 remove_nothing=self._orders.remove_nothing,

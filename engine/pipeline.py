@@ -166,6 +166,7 @@ class UserPipeline:
         paces: Paces,
         budget: Callable[[], int],
         slots: Callable[[], int],
+        spool_bytes: int,
         has_parts: bool,
         most_items: int | None = None,
         remove_nothing: bool = False,
@@ -176,7 +177,7 @@ class UserPipeline:
 
         peaks, paces: what is known of the memory that units take, and of the time of pages, of all users of the run.
         budget: bytes that all units together may be promised now; 0: no limit. slots: units of the user that may run
-        at once.
+        at once. spool_bytes: that files and results of all units together may take.
         only: work on the items of these sources; empty for all.
         most_items, remove_nothing: a trial, which reads so many items and takes none out of the index.
         leave_parts: attachments become no items.
@@ -186,6 +187,8 @@ class UserPipeline:
         self._sources, self._parts, self._clock, self._reporter, self._work = sources, parts, clock, reporter, work
         self._kept, self._has_parts, self._most_items, self._only = kept, has_parts, most_items, only
         self._leave_parts = leave_parts
+        # Results may take as much as the files.
+        self._most_bytes = min(units.UNIT_BYTES, spool_bytes // 2)
         self._peaks, self._budget, self._slots = peaks, budget, slots
         #: Pending items that a trial does not read.
         self._left_out: set[ItemId] = set()
@@ -371,9 +374,11 @@ class UserPipeline:
         guesses = [guess_of(stage, item) for item in _first(queue, units.UNIT_ORDERS[stage])]
         count = 1 if queue[0].record.alone else units.take(stage, map(self._paces.expect, guesses))
         pieces: list[Piece] = []
+        size = 0
         for guess in guesses[:count]:
             alone = queue[0].record.alone
-            if pieces and (alone or self._refusal(guess) is not None):
+            size += queue[0].record.size_bytes if stage is Stage.EXTRACT else 0
+            if pieces and (alone or size > self._most_bytes or self._refusal(guess) is not None):
                 break
             item = queue.popleft()
             if self._is_live(item):

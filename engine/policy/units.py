@@ -18,6 +18,8 @@ UNIT_SECONDS = {Stage.EXTRACT: 0.25, Stage.OCR: 6.0, Stage.CHUNK: 0.3, Stage.EMB
 SHARES = 2
 #: Orders of one unit; a message has to hold them all.
 UNIT_ORDERS = {Stage.EXTRACT: 64, Stage.OCR: 64, Stage.CHUNK: 32, Stage.EMBED: 256}
+#: Bytes that are copied for one unit of extraction, all in all: its worker waits for the copies.
+UNIT_BYTES = 32 << 20
 #: Embedding waits until a batch is worth a lease, unless nothing else is left to wait for.
 WORTHWHILE_TEXTS = 48
 #: Items on their way at once, per user. Beyond, nothing new is begun: what was begun is held as rows and small records.
