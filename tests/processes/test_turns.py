@@ -16,6 +16,7 @@ import pytest
 from engine.coordinator import RunReport, Supervisor
 from engine.desk import stop_scheduler
 from engine.model import ItemState, Lane, Stage, UserId
+from engine.policy import units
 from engine.policy.turns import Rules
 from engine.reasons import Reason
 from engine.run import open_own_ledger, run
@@ -48,7 +49,9 @@ class Listener(SilentReporter):
 
 
 @pytest.fixture
-def place(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Path]:
+def place(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for all of it. Units are small: a hundred notes would otherwise be two of them."""
+    monkeypatch.setitem(units.UNIT_ORDERS, Stage.EXTRACT, 16)
     caplog.set_level(logging.DEBUG, "engine.coordinator")
     yield tmp_path
     for data_dir in tmp_path.glob("var*"):
