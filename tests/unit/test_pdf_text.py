@@ -194,6 +194,21 @@ def test_labels_that_the_file_gives_come_first(desk: Desk) -> None:
     assert [page.label for page in document.pages] == ["iii", "iv", "1", "2", "3", "A-Z", "A-AA"]
 
 
+def test_roman_labels_are_those_of_a_preface() -> None:
+    class Prefaced:
+        page_count = 3_999
+
+        def get_page_labels(self) -> list[dict[str, Any]]:
+            return [{"startpage": 0, "style": "r"}]
+
+    labels = labels_of(Prefaced())
+    assert labels[:12] == ["i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii"]
+    assert [labels[number - 1] for number in (14, 49, 95, 444, 1994, 3999)] == [
+        *("xiv", "xlix", "xcv", "cdxliv", "mcmxciv", "mmmcmxcix")
+    ]
+    assert len(set(labels)) == len(labels)
+
+
 def test_labels_of_any_size_are_bounded() -> None:
     """A number in Roman numerals is as long as it is great."""
 
