@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     Picture: TypeAlias = NDArray[numpy.uint8]
     Ink: TypeAlias = NDArray[numpy.bool_]
 
-#: A pixel is ink when it is darker than this share of the paper (the middle gray of all), and a picture with fewer such
-#: pixels than one in 20,000 is blank: at 200 dpi that is 190 of an A4 page, less than two letters of 10 points. Dust on
-#: scans has more and is read as nothing.
+#: A pixel is ink when it is darker than this share of the paper (the middle gray of all), or the paper than this share
+#: of it, and a picture with fewer such pixels than one in 20,000 is blank: at 200 dpi that is 190 of an A4 page, less
+#: than two letters of 10 points. Dust on scans has more and is read as nothing.
 _INK_GRAY: Final = 0.8
 _BLANK_SHARE: Final = 1 / 20_000
 #: Paper darker than this is the ground of light letters.
@@ -144,7 +144,9 @@ def is_blank(picture: Picture) -> bool:
     counts = numpy.bincount(picture[::2, ::2].ravel(), minlength=256)
     seen = counts.cumsum()
     paper = int(numpy.searchsorted(seen, seen[-1] / 2))
-    ink = seen[-1] - seen[min(255, paper + 64)] if paper < _DARK_PAPER else seen[int(paper * _INK_GRAY)]
+    # Letters on coloured ground are darker than it or lighter.
+    dark, light = (paper * _INK_GRAY, paper / _INK_GRAY) if paper >= _DARK_PAPER else (paper - 64, paper + 64)
+    ink = seen[-1] - seen[min(255, int(light))] + (seen[int(dark)] if dark >= 0 else 0)
     return bool(ink < seen[-1] * _BLANK_SHARE)
 
 

@@ -99,6 +99,17 @@ def test_blank_is_what_has_no_letter_on_it() -> None:
     assert not sheets.is_blank(255 - array_of(page_of()))
 
 
+@pytest.mark.parametrize("ground", [60, 90, 120, 150, 180, 200])
+def test_letters_on_coloured_ground_are_not_blank(ground: int) -> None:
+    """As on slides and posters: white ones are there as well as black ones, and read as they stand on paper."""
+    page = array_of(page_of())
+    for letter in (0, 255) if ground > 64 else (255,):
+        picture = numpy.where(page < 128, letter, ground).astype(numpy.uint8)
+        assert not sheets.is_blank(picture)
+        assert sheets.look_at(sheets.lighten(picture)).letters == pytest.approx(20, rel=0.15)
+    assert sheets.is_blank(numpy.full_like(page, ground))
+
+
 # --- what is made of it ----------------------------------------------------------------------------------------------
 
 
