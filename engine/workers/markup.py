@@ -57,7 +57,9 @@ _LINES: Final = frozenset(
 )
 _ROWS: Final = frozenset({"tr", "table"})
 #: Elements whose beginning or end is more than words; of all others nothing is done.
-_MEANT: Final = frozenset({*_HIDDEN, *_PARAGRAPHS, *_LINES, "td", "th", "br", "img", "input", "svg", "title"})
+_MEANT: Final = frozenset(
+    {*_HIDDEN, *_PARAGRAPHS, *_LINES, "td", "th", "br", "img", "input", "button", "svg", "title", "a"}
+)
 
 Report = Callable[[int, int], None]
 
@@ -220,14 +222,18 @@ class _Page(_Words):
         self._in_title = False
         self._cells = 0
         self._row = 0  # where the row that is open begins among the pieces
+        self._linked = ""  # where the last link led
+        self._link_end = -1  # and where it ended among the pieces
 
     def title(self) -> str:
         """The page's title, "" where it has none."""
         return "".join(self._title)
 
     def settle(self) -> None:
+        at_link = self._link_end == len(self._pieces)
         super().settle()
         self._row = 0
+        self._link_end = len(self._pieces) if at_link else -1
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
         if self._unseen is not None:
@@ -239,7 +245,9 @@ class _Page(_Words):
             self._begin(tag, attributes)
 
     def _begin(self, tag: str, attributes: Mapping[str, str]) -> None:
-        if tag in ("td", "th"):
+        if tag == "a":
+            self._begin_link(attributes.get("href") or "")
+        elif tag in ("td", "th"):
             self._begin_cell()
         elif tag in _PARAGRAPHS or tag in _LINES:
             if tag == "title":
@@ -262,6 +270,8 @@ class _Page(_Words):
         elif tag == "input":
             written = (attributes.get("type") or "").lower() in _WRITTEN_INPUTS
             self.data(f" {attributes.get('value') or attributes.get('placeholder') or ''} " if written else " ")
+        elif tag == "button":
+            self.data(" ")
         elif tag == "svg":
             self._drawing += 1
 
@@ -271,6 +281,10 @@ class _Page(_Words):
                 self._unseen = (tag, self._unseen[1] - 1) if self._unseen[1] > 1 else None
         elif tag not in _MEANT:
             return
+        elif tag == "a":
+            self._link_end = len(self._pieces)
+        elif tag == "button":
+            self.data(" ")
         elif tag in _HIDDEN:
             self._hidden = max(0, self._hidden - 1)
         elif tag == "title":
@@ -293,6 +307,13 @@ class _Page(_Words):
             self._pieces.append(data.translate(_KEPT))
         else:
             self._pieces.append(data)
+
+    def _begin_link(self, target: str) -> None:
+        """Links side by side are entries of a menu, which only their style keeps apart; but editors break one link
+        into several."""
+        if target != self._linked and self._link_end == len(self._pieces) and not self._pre:
+            self.data(" ")
+        self._linked = target
 
     def _begin_title(self) -> None:
         """Of the page; a drawing's own is shown on no page."""

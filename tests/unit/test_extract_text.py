@@ -246,6 +246,11 @@ def test_a_web_page_calls_its_encoding_what_the_web_does(desk: Desk, declared: s
         ("<a href=x>link</a>&nbsp;&amp;&eacute;&#x4e2d;&lt;b&gt;", "link &é中<b>"),
         ("<p>x<sup>2</sup>, <b>bo</b>ld</p>", "x2, bold"),
         ("<dl><dt>term<dd>what it is</dl>", "term\nwhat it is"),
+        ("<nav><a href=/a>Home</a><a href=/b>Shop</a></nav>", "Home Shop"),
+        ("<a href=/a>whole</a><a href=/a>sale</a> <a id=x></a>w<a>or</a>d", "wholesale word"),
+        ("<pre><a href=/a>os</a><a href=/b>.path</a></pre>", "os.path"),
+        ("<button>Buy</button><button>Keep</button>", "Buy Keep"),
+        ("Donau&shy;dampf&shy;schiff", "Donaudampfschiff"),
         ("a\x01\x02b\x03c" + "d" * 200, "abc" + "d" * 200),
     ],
 )
@@ -257,9 +262,7 @@ def test_lines_stand_where_a_browser_breaks_them(desk: Desk, page: str, shown: s
 
 def test_a_page_in_pieces_is_the_same_page(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """However the parser is fed."""
-    page = (
-        f"<html><body>{'<p>one  <b>two</b> three</p><pre>a  b</pre><ul><li>x <li> y</ul> ' * 40}</body></html>".encode()
-    )
+    page = f"<html><body>{'<p>one  <b>two</b> three</p><pre>a  b</pre><ul><li>x <li> y</ul><a href=x>u</a><a href=y>v</a> ' * 40}</body></html>".encode()
     whole = text_of(desk.read(page, "a.html"))
     for size in (1, 7, 50):
         monkeypatch.setattr(markup, "_FEED_CHARS", size)
@@ -267,8 +270,8 @@ def test_a_page_in_pieces_is_the_same_page(desk: Desk, monkeypatch: pytest.Monke
 
 
 def test_text_is_cleaned_as_sign_by_sign() -> None:
-    """Every character by itself, and any mixture: control characters go, breaks stay."""
-    kept = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A))
+    """Every character by itself, and any mixture: control characters and soft hyphens go, breaks stay."""
+    kept = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0), 0xAD) if code not in (0x09, 0x0A))
     table: dict[int, str | None] = {**kept, **dict.fromkeys((0x0B, 0x0C, 0x0D, 0x85), "\n")}
     signs = [chr(code) for code in (*range(0x300), *range(0xD7F0, 0xE010), 0x1F600)]
     luck = random.Random(5)
