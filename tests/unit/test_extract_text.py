@@ -262,7 +262,8 @@ def test_lines_stand_where_a_browser_breaks_them(desk: Desk, page: str, shown: s
 
 def test_a_page_in_pieces_is_the_same_page(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """However the parser is fed."""
-    page = f"<html><body>{'<p>one  <b>two</b> three</p><pre>a  b</pre><ul><li>x <li> y</ul><a href=x>u</a><a href=y>v</a> ' * 40}</body></html>".encode()
+    piece = "<p>one  <b>two</b> three</p><pre>a  b</pre><ul><li>x <li> y</ul><a href=x>u</a><a href=y>v</a> "
+    page = f"<html><body>{piece * 40}</body></html>".encode()
     whole = text_of(desk.read(page, "a.html"))
     for size in (1, 7, 50):
         monkeypatch.setattr(markup, "_FEED_CHARS", size)
