@@ -41,6 +41,8 @@ _HIDDEN: Final = frozenset(
         *("canvas", "noframes", "noembed", "rp", "annotation", "annotation-xml", "desc", "metadata", "defs"),
     }
 )
+#: The same of a drawing that is a file of its own, whose title and description are all that tells of it.
+_BEHIND_DRAWINGS: Final = frozenset({"style", "script", "metadata"})
 #: The page and its title; and the elements without an end that the parser does not know to have none.
 _NEVER_UNSEEN: Final = frozenset({"html", "body", "title", "area", "base", "embed", "param", "source", "track", "wbr"})
 #: Kinds of <input> whose value is written on them.
@@ -81,12 +83,13 @@ def html_to_text(markup: str, budget: Budget, report: Report) -> tuple[str, str]
     return line(target.title(), 500), budget.take(text)
 
 
-def xml_to_text(markup: str, budget: Budget, report: Report) -> str:
+def xml_to_text(markup: str, budget: Budget, report: Report, *, drawing: bool = False) -> str:
     """The words of any XML, an element's on a line. What is not well-formed is read as far as it goes.
 
+    drawing: it is SVG, which has elements that are not shown.
     Raises StageFailed(BOMB) where entities multiply.
     """
-    target = _Words(budget.left)
+    target = _Drawing(budget.left) if drawing else _Words(budget.left)
     if "<!ENTITY" in markup:
         # Abbreviations that may multiply without end. Behind the last ">" none is whole, and each would be looked for.
         end = markup.rfind(">") + 1
@@ -96,7 +99,7 @@ def xml_to_text(markup: str, budget: Budget, report: Report) -> str:
     if re.search("entity|amplification", complaint):
         raise StageFailed(Reason.BOMB, f"XML whose entities multiply: {complaint}")
     text = target.text()
-    if not text.strip():
+    if not text.strip() and (complaint or not drawing):
         text = _without_tags(markup)
     if target.full:
         budget.cut = True
@@ -207,6 +210,26 @@ class _Words:
             pieces.append(kind)
         elif kind == _PARAGRAPH:
             pieces[-1] = kind
+
+
+class _Drawing(_Words):
+    """The same for SVG: what it looks like, does, and was made with is not what it says."""
+
+    def __init__(self, limit_chars: int) -> None:
+        super().__init__(limit_chars)
+        self._hidden = 0
+
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        self._hidden += tag.rpartition("}")[2] in _BEHIND_DRAWINGS
+        super().start(tag, attributes)
+
+    def end(self, tag: str) -> None:
+        self._hidden -= tag.rpartition("}")[2] in _BEHIND_DRAWINGS
+        super().end(tag)
+
+    def data(self, data: str) -> None:
+        if not self._hidden:
+            super().data(data)
 
 
 class _Page(_Words):

@@ -189,6 +189,14 @@ def test_a_table_may_say_what_parts_its_cells(desk: Desk, first: str) -> None:
     assert text_of(desk.read(f"{first}a, b;c\nd, e;f\n".encode(), "a.csv")).splitlines() == ["a, b | c", "d, e | f"]
 
 
+def test_what_a_log_tells_a_terminal_is_no_text(desk: Desk) -> None:
+    """Colours, and the title of its window; what only looks like them stays."""
+    log = "\x1b]0;make\x07\x1b[1;31mError\x1b[0m in \x1b[4mgate.c\x1b[m[12], a \x1b[38;2;9;9;9mwarning\x1b[K\n"
+    assert text_of(desk.read(log.encode() * 9, "build.log")) == "Error in gate.c[12], a warning\n" * 9
+    open_end = "a\x1b]0;b\nc \x1b[31"
+    assert text_of(desk.read(open_end.encode(), "build.log")) == "a]0;b\nc [31"
+
+
 def test_what_json_escapes_is_found(desk: Desk) -> None:
     """Letters beyond ASCII, which many programs write as numbers, and breaks, which would stick to words."""
     texts = {language: f"{text}\n\t\U0001f600" for language, text in SAMPLES.items()}
@@ -340,6 +348,15 @@ def test_xml_is_its_words_and_its_entities_stay_closed(desk: Desk) -> None:
     text = text_of(desk.read(data.encode(), "a.xml"))
     assert text.split()[:2] == ["one", "two"]
     assert len(text) < 100
+
+
+def test_a_drawing_is_what_it_says(desk: Desk) -> None:
+    """Its labels, title and description; not how it is painted or what it was made with."""
+    drawing = """<svg xmlns="http://www.w3.org/2000/svg"><title>Plan</title><metadata><rdf>x</rdf></metadata>
+    <defs><style>.x {fill: red}</style></defs><script>x()</script><text>North <tspan>gate</tspan></text></svg>"""
+    assert text_of(desk.read(drawing.encode(), "a.svg")).split() == ["Plan", "North", "gate"]
+    icon = b"<svg><style>.x {fill: red}</style><path/></svg>"
+    assert text_of(desk.read(icon, "a.svg")) == ""
 
 
 def test_xml_reads_no_other_file(desk: Desk, tmp_path: Path) -> None:
