@@ -257,12 +257,13 @@ def cut_to_limit(document: Document, limit_bytes: int) -> Document:
 
 
 def merge_page(page: Page, recognised: Page | None) -> Page:
-    """A page with what OCR found; where that failed, what was there before is better than nothing."""
+    """A page with what OCR found, and the label that the file gives it; where OCR failed, what was there before is
+    better than nothing."""
     if not page.needs_ocr:
         return page
     if recognised is None or recognised.method is Method.NONE:
         return replace(page, needs_ocr=False)
-    return recognised
+    return replace(recognised, label=page.label)
 
 
 def _page(value: object) -> Page:

@@ -21,6 +21,7 @@ from engine.document import (
     Part,
     chunk_fields,
     low_confidence,
+    merge_page,
 )
 from engine.errors import MalformedMessage
 from engine.model import Kind
@@ -285,3 +286,13 @@ def test_pages_that_ocr_was_not_sure_of_are_named() -> None:
     assert low_confidence(others) == ""
     many = [Page(number=n, text="x", method=Method.OCR, confidence=1.0) for n in range(1, 40)]
     assert "20, ... (mean 1 of 100)" in low_confidence(many)
+
+
+def test_a_page_that_ocr_read_keeps_its_label() -> None:
+    """Its running lines were those of another text; where OCR failed, all stays."""
+    page = Page(number=3, text="stamp", needs_ocr=True, pixels=9, label="iii", header=1)
+    read = Page(number=3, text="words", method=Method.OCR, confidence=90.0)
+    merged = merge_page(page, read)
+    assert (merged.text, merged.label, merged.header, merged.confidence) == ("words", "iii", 0, 90.0)
+    kept = merge_page(page, None)
+    assert (kept.text, kept.label, kept.header, kept.needs_ocr) == ("stamp", "iii", 1, False)
