@@ -296,3 +296,19 @@ def test_a_page_that_ocr_read_keeps_its_label() -> None:
     assert (merged.text, merged.label, merged.header, merged.confidence) == ("words", "iii", 0, 90.0)
     kept = merge_page(page, None)
     assert (kept.text, kept.label, kept.header, kept.needs_ocr) == ("stamp", "iii", 1, False)
+
+
+@pytest.mark.parametrize(
+    ("layer", "read", "merged"),
+    [
+        ("Our plan for\nAcme, secret", "Our plan for\nthe year", "Our plan for\nthe year\nAcme, secret"),
+        ("Our plan\nfor the year", "Our plam for\nthe year", "Our plam for\nthe year"),
+        ("Qvs qmbo\nBdnf", "Our plan", "Our plan"),
+        ("Our plan", "", ""),
+        ("", "Our plan", "Our plan"),
+    ],
+)
+def test_what_ocr_missed_of_a_true_text_layer_is_kept(layer: str, read: str, merged: str) -> None:
+    """Whole lines, once; nothing of a layer that says something else than the page."""
+    page = Page(number=1, text=layer, needs_ocr=True)
+    assert merge_page(page, Page(number=1, text=read, method=Method.OCR, confidence=90.0)).text == merged
