@@ -6,7 +6,7 @@ in all for at most two and a half times the cost of one reading, and the better 
 
     order -> picture (sheet_sources) -> blank? -> sheet (sheets) -> reading (recognisers) -> good? -> Page as JSON
                                                     ^                                        |
-                                                    +------- turned | smoother, once --------+
+                                                    +--- turned | larger | smoother, once ---+
 """
 
 from __future__ import annotations
@@ -110,6 +110,8 @@ def _read(source: Source, number: int, place: Place, recogniser: Recogniser) -> 
         return first
     place.progress(0, 1)
     better = None if first.confidence >= _TURNED else _turned(picture, first, recogniser)
+    if better is None and (lower := look.at_lower()) is not None:
+        better = sheets.lay_out(picture, lower)
     return max(first, recogniser.recognise(better or sheet.smoother()), key=lambda reading: reading.weight)
 
 

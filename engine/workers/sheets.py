@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy
@@ -52,6 +52,8 @@ _INK_OF_ROW: Final = 0.03
 #: Pixels: lower is dust and dashes. Of the page's height: higher is pictures and frames.
 _LEAST_LETTERS: Final = 5
 _MOST_LETTERS: Final = 1 / 8
+#: Print of one page differs by less, headlines aside.
+_MUCH_LOWER: Final = 2
 #: So many pieces of lines have to be seen, or their height says nothing.
 _FEW_PIECES: Final = 6
 
@@ -122,6 +124,7 @@ class Look:
     """What is seen on a picture.
 
     letters  height of its lines' ink in pixels; 0: no lines are seen
+    lower    the same if what is tall is no line: the edge of a sheet on a table, a headline
     pieces   of lines, as strips of the page show them
     skew     degrees that the lines climb; negative: they fall
     """
@@ -129,6 +132,7 @@ class Look:
     letters: int
     pieces: int
     skew: float
+    lower: int = 0
 
     @property
     def scale(self) -> float:
@@ -137,6 +141,12 @@ class Look:
         if not self.letters or low <= self.letters <= high:
             return 1.0
         return min(_MOST_ENLARGED, LETTER_PIXELS / self.letters)
+
+    def at_lower(self) -> Look | None:
+        """A second look, at what is lower than what this one measured, where that is much lower; never enlarged."""
+        if self.scale >= 1.0 or not 0 < _MUCH_LOWER * self.lower <= self.letters:
+            return None
+        return replace(self, letters=max(self.lower, LETTER_PIXELS))
 
 
 def is_blank(picture: Picture) -> bool:
@@ -168,7 +178,8 @@ def look_at(picture: Picture) -> Look:
         turned = PIL.Image.fromarray(ink.view(numpy.uint8)).rotate(-skew)
         ink = numpy.asarray(turned).view(numpy.bool_)
     pieces = _pieces(ink)
-    return Look(letters=_letters_of(pieces), pieces=len(pieces), skew=skew)
+    lower = int(numpy.median(pieces)) if len(pieces) else 0
+    return Look(letters=_letters_of(pieces), pieces=len(pieces), skew=skew, lower=lower)
 
 
 def lay_out(picture: Picture, look: Look) -> Sheet:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 import pymupdf
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from engine.workers import ocr, recognisers, sheets
 from engine.workers.reading import MAX_SHEET_PIXELS
@@ -49,6 +49,21 @@ def in_a_shadow(image: Image.Image) -> Image.Image:
     """Faint print, photographed with the light from one side."""
     across = numpy.linspace(1.0, 0.35, image.width)
     return Image.fromarray(((120 + array_of(image) * (135 / 255)) * across).astype(numpy.uint8))
+
+
+def on_a_table(image: Image.Image) -> Image.Image:
+    """A note, photographed with much of the dark table that it lies on, and light from one side."""
+    photograph = Image.new("L", (image.width * 2, image.height * 2), 60)
+    photograph.paste(image.point(lambda gray: int(gray * 0.85)), (image.width // 2, image.height // 2))
+    across = numpy.linspace(0.8, 1.05, photograph.width)
+    return Image.fromarray((array_of(photograph) * across).astype(numpy.uint8))
+
+
+def below_a_headline(image: Image.Image) -> Image.Image:
+    poster = Image.new("L", (image.width, image.height + 700), 255)
+    ImageDraw.Draw(poster).multiline_text((60, 20), "OLD\nMILL", fill=0, font=ImageFont.load_default(260))
+    poster.paste(image, (0, 700))
+    return poster
 
 
 def skewed(image: Image.Image, degrees: float) -> Image.Image:
@@ -168,6 +183,8 @@ _PAGES = {
     "upside down": lambda: noisy(page_of()).transpose(Image.Transpose.ROTATE_180),
     "three quarters": lambda: page_of().transpose(Image.Transpose.ROTATE_270),
     "inverted": lambda: page_of().point(lambda gray: 255 - gray),
+    "on a dark table": lambda: on_a_table(page_of(300)),
+    "below a headline": lambda: below_a_headline(page_of()),
     "in a shadow": lambda: in_a_shadow(page_of()),
 }
 
@@ -268,6 +285,14 @@ def test_a_poor_page_is_read_once_more_and_the_better_reading_stays(weight: floa
 def test_a_page_whose_lines_were_lost_is_poor_however_sure(tmp_path: Path) -> None:
     """Tesseract says nothing of the lines that it did not find."""
     assert read_by(Scripted(reading("few", 95, 10, words=2), reading("many", 90, 200)), tmp_path) == "many"
+
+
+def test_a_second_look_is_at_what_is_much_lower() -> None:
+    """Never enlarged, and only where tall things had made the first look reduce the page."""
+    assert Look(letters=99, pieces=9, skew=1.0, lower=30).at_lower() == Look(letters=30, pieces=9, skew=1.0, lower=30)
+    assert Look(letters=99, pieces=9, skew=0.0, lower=5).at_lower() == Look(letters=20, pieces=9, skew=0.0, lower=5)
+    for letters, lower in ((99, 60), (99, 0), (20, 5), (10, 5), (0, 0)):
+        assert Look(letters=letters, pieces=9, skew=0.0, lower=lower).at_lower() is None
 
 
 def test_a_page_that_cannot_be_read_is_turned(tmp_path: Path) -> None:
