@@ -31,6 +31,10 @@ _SAME_WIDTH: Final = 0.7
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([A-Za-z0-9_.:-]{2,40})""", re.IGNORECASE)
 #: How Excel is told what parts the cells.
 _SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?\r?\n', re.IGNORECASE)
+#: A quote within quotes, as spreadsheets write it and as databases do; `""` alone is an empty cell, and what ends a
+#: cell, as in `"C:\\files\\"`, is none.
+_DOUBLED = re.compile(r"""[^\s"\\;,|]""|""[^\s";,|]""")
+_BACKSLASHED = re.compile(r"""\\"[^\s"';,|]""")
 _ESCAPE = re.compile(r"""\\(["\\/bfnrt]|u[0-9A-Fa-f]{4})""")
 _ESCAPED: Final = {'"': '"', "\\": "\\", "/": "/", "b": " ", "f": "\n", "n": "\n", "r": "\n", "t": "\t"}
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
@@ -97,6 +101,9 @@ def _rows(text: str, material: Material) -> str:
     if said:
         text = text[said.end() :]
     sample = text[:_SAMPLE_CHARS]
+    if _BACKSLASHED.search(sample) and not _DOUBLED.search(sample):
+        text = text.replace('\\"', '""')
+        sample = text[:_SAMPLE_CHARS]
     delimiter = (said and said.group(1)) or _delimiter(sample) or ("\t" if material.media_type == types.TSV else ",")
     csv.field_size_limit(1 << 20)
     try:

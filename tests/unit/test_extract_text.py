@@ -189,6 +189,19 @@ def test_a_table_may_say_what_parts_its_cells(desk: Desk, first: str) -> None:
     assert text_of(desk.read(f"{first}a, b;c\nd, e;f\n".encode(), "a.csv")).splitlines() == ["a, b | c", "d, e | f"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "shown"),
+    [
+        (r'''1,"He said \"yes\", then left",""''', '1 | He said "yes", then left | '),
+        (r"""1,"say ""yes"", C:\mill\",x""", '1 | say "yes", C:\\mill\\ | x'),
+        (r"""1,"C:\mill\","",x""", "1 | C:\\mill\\ |  | x"),
+    ],
+)
+def test_a_quote_within_quotes_is_doubled_or_has_a_backslash(desk: Desk, rows: str, shown: str) -> None:
+    """As the table itself does; where backslashes part folders they are nothing else."""
+    assert text_of(desk.read(f"{rows}\n".encode() * 3, "a.csv")).splitlines() == [shown] * 3
+
+
 def test_what_a_log_tells_a_terminal_is_no_text(desk: Desk) -> None:
     """Colours, and the title of its window; what only looks like them stays."""
     log = "\x1b]0;make\x07\x1b[1;31mError\x1b[0m in \x1b[4mgate.c\x1b[m[12], a \x1b[38;2;9;9;9mwarning\x1b[K\n"
