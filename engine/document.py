@@ -258,25 +258,27 @@ def cut_to_limit(document: Document, limit_bytes: int) -> Document:
 
 
 def merge_page(page: Page, recognised: Page | None) -> Page:
-    """A page with what OCR found, and the label that the file gives it; where OCR failed, what was there before is
-    better than nothing."""
+    """A page with what OCR found, and the label that the file gives it; where OCR failed or found nothing, what was
+    there before is better than nothing."""
     if not page.needs_ocr:
         return page
-    if recognised is None or recognised.method is Method.NONE:
+    if recognised is None or recognised.method is Method.NONE or (page.text and not recognised.text):
         return replace(page, needs_ocr=False)
-    text = _with_what_was_missed(recognised.text, page.text)[:MAX_PAGE_CHARS]
+    is_sure = recognised.confidence is None or recognised.confidence >= LOW_CONFIDENCE
+    text = _with_what_was_missed(recognised.text, page.text, is_sure)[:MAX_PAGE_CHARS]
     return replace(recognised, text=text, label=page.label)
 
 
-def _with_what_was_missed(read: str, layer: str) -> str:
-    """What OCR read, and after it the lines of the text layer that it did not: pale or small ones, those on pictures.
+def _with_what_was_missed(read: str, layer: str, is_sure: bool) -> str:
+    """What OCR read, and after it the lines of the text layer that it did not: pale or small ones, those on pictures,
+    those of another language.
 
-    Of a layer that says what the page shows OCR finds most words; any other is left out.
+    Of a layer that says what the page shows OCR finds most words; any other is left out, unless OCR itself is not sure.
     """
     found = set(_WORD.findall(read.casefold()))
     lines = [(line, [word in found for word in _WORD.findall(line.casefold())]) for line in layer.split("\n")]
     words = sum(len(hits) for _, hits in lines)
-    if not words or 2 * sum(sum(hits) for _, hits in lines) < words:
+    if not words or (is_sure and 2 * sum(sum(hits) for _, hits in lines) < words):
         return read
     missed = [line for line, hits in lines if 2 * sum(hits) < len(hits)]
     return "\n".join((read, *missed))

@@ -304,7 +304,6 @@ def test_a_page_that_ocr_read_keeps_its_label() -> None:
         ("Our plan for\nAcme, secret", "Our plan for\nthe year", "Our plan for\nthe year\nAcme, secret"),
         ("Our plan\nfor the year", "Our plam for\nthe year", "Our plam for\nthe year"),
         ("Qvs qmbo\nBdnf", "Our plan", "Our plan"),
-        ("Our plan", "", ""),
         ("", "Our plan", "Our plan"),
     ],
 )
@@ -312,3 +311,14 @@ def test_what_ocr_missed_of_a_true_text_layer_is_kept(layer: str, read: str, mer
     """Whole lines, once; nothing of a layer that says something else than the page."""
     page = Page(number=1, text=layer, needs_ocr=True)
     assert merge_page(page, Page(number=1, text=read, method=Method.OCR, confidence=90.0)).text == merged
+
+
+def test_a_text_layer_stays_where_ocr_found_nothing_or_is_not_sure() -> None:
+    """Print on a photograph; letters of a language that OCR was not set to."""
+    page = Page(number=1, text="Ο μύλος αλέθει", needs_ocr=True, label="i")
+    nothing = merge_page(page, Page(number=1, text="", method=Method.OCR, confidence=100.0))
+    assert nothing == Page(number=1, text="Ο μύλος αλέθει", label="i")
+    unsure = merge_page(page, Page(number=1, text="O uuAoc", method=Method.OCR, confidence=40.0))
+    assert (unsure.text, unsure.confidence) == ("O uuAoc\nΟ μύλος αλέθει", 40.0)
+    blank = merge_page(Page(number=1, text="", needs_ocr=True), Page(number=1, text="", method=Method.OCR))
+    assert blank.method is Method.OCR
