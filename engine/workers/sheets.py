@@ -142,11 +142,14 @@ class Look:
             return 1.0
         return min(_MOST_ENLARGED, LETTER_PIXELS / self.letters)
 
-    def at_lower(self) -> Look | None:
-        """A second look, at what is lower than what this one measured, where that is much lower; never enlarged."""
-        if self.scale >= 1.0 or not 0 < _MUCH_LOWER * self.lower <= self.letters:
+    def nearer(self, lines_were_lost: bool) -> Look | None:
+        """A second look that reduces the page less, never enlarging it: to the size of what is much lower than what
+        this one measured, or, where lines were lost that it took for letters of twice the height, not at all."""
+        if self.scale >= 1.0:
             return None
-        return replace(self, letters=max(self.lower, LETTER_PIXELS))
+        if 0 < _MUCH_LOWER * self.lower <= self.letters:
+            return replace(self, letters=max(self.lower, LETTER_PIXELS))
+        return replace(self, letters=LETTER_PIXELS) if lines_were_lost and _MUCH_LOWER * self.scale <= 1.0 else None
 
 
 def is_blank(picture: Picture) -> bool:

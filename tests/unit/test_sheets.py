@@ -287,12 +287,34 @@ def test_a_page_whose_lines_were_lost_is_poor_however_sure(tmp_path: Path) -> No
     assert read_by(Scripted(reading("few", 95, 10, words=2), reading("many", 90, 200)), tmp_path) == "many"
 
 
-def test_a_second_look_is_at_what_is_much_lower() -> None:
+def test_a_second_look_is_nearer() -> None:
     """Never enlarged, and only where tall things had made the first look reduce the page."""
-    assert Look(letters=99, pieces=9, skew=1.0, lower=30).at_lower() == Look(letters=30, pieces=9, skew=1.0, lower=30)
-    assert Look(letters=99, pieces=9, skew=0.0, lower=5).at_lower() == Look(letters=20, pieces=9, skew=0.0, lower=5)
-    for letters, lower in ((99, 60), (99, 0), (20, 5), (10, 5), (0, 0)):
-        assert Look(letters=letters, pieces=9, skew=0.0, lower=lower).at_lower() is None
+    for letters, lower, nearer in (
+        (99, 30, 30),
+        (99, 5, 20),
+        (99, 60, None),
+        (99, 0, None),
+        (20, 5, None),
+        (0, 0, None),
+    ):
+        second = Look(letters=letters, pieces=9, skew=1.0, lower=lower).nearer(False)
+        assert second == (nearer and Look(letters=nearer, pieces=9, skew=1.0, lower=lower))
+    for letters, natural in ((99, True), (40, True), (30, False), (20, False)):
+        second = Look(letters=letters, pieces=9, skew=0.0, lower=letters).nearer(True)
+        assert (second is not None and second.scale == 1.0) == natural
+
+
+def test_letters_in_boxes_are_read(reader: Reader) -> None:
+    """Messages on a telephone: all that is seen at first are the boxes."""
+    messages = ("Are you coming tonight?", "Yes, around eight", "Bring the red folder", "Sure, no problem")
+    screen = Image.new("L", (720, 900), 255)
+    draw, font = ImageDraw.Draw(screen), ImageFont.load_default(28)
+    for row, (message, ground) in enumerate(zip(messages, (229, 101, 229, 139), strict=True)):
+        left, top = 300 if row % 2 else 40, 60 + 140 * row
+        draw.rounded_rectangle((left, top, left + 380, top + 80), 30, fill=ground)
+        draw.text((left + 25, top + 22), message, font=font, fill=255 if row % 2 else 0)
+    text, _ = reader.read(encoded(screen, "PNG"))
+    assert [message for message in messages if message not in text] == []
 
 
 def test_a_page_that_cannot_be_read_is_turned(tmp_path: Path) -> None:
