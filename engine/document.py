@@ -43,6 +43,7 @@ MAX_CHUNK_CHARS, MAX_KEYWORDS_CHARS = 100_000, 400_000
 
 #: What a terminal obeys, or takes for the end of a line. Direction marks stay: names in some scripts need them.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_WORD = re.compile(r"\w+")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -257,12 +258,30 @@ def cut_to_limit(document: Document, limit_bytes: int) -> Document:
 
 
 def merge_page(page: Page, recognised: Page | None) -> Page:
-    """A page with what OCR found; where that failed, what was there before is better than nothing."""
+    """A page with what OCR found, and the label that the file gives it; where OCR failed or found nothing, what was
+    there before is better than nothing."""
     if not page.needs_ocr:
         return page
-    if recognised is None or recognised.method is Method.NONE:
+    if recognised is None or recognised.method is Method.NONE or (page.text and not recognised.text):
         return replace(page, needs_ocr=False)
-    return recognised
+    is_sure = recognised.confidence is None or recognised.confidence >= LOW_CONFIDENCE
+    text = _with_what_was_missed(recognised.text, page.text, is_sure)[:MAX_PAGE_CHARS]
+    return replace(recognised, text=text, label=page.label)
+
+
+def _with_what_was_missed(read: str, layer: str, is_sure: bool) -> str:
+    """What OCR read, and after it the lines of the text layer that it did not: pale or small ones, those on pictures,
+    those of another language.
+
+    Of a layer that says what the page shows OCR finds most words; any other is left out, unless OCR itself is not sure.
+    """
+    found = set(_WORD.findall(read.casefold()))
+    lines = [(line, [word in found for word in _WORD.findall(line.casefold())]) for line in layer.split("\n")]
+    words = sum(len(hits) for _, hits in lines)
+    if not words or (is_sure and 2 * sum(sum(hits) for _, hits in lines) < words):
+        return read
+    missed = [line for line, hits in lines if 2 * sum(hits) < len(hits)]
+    return "\n".join((read, *missed))
 
 
 def _page(value: object) -> Page:

@@ -41,6 +41,8 @@ _HIDDEN: Final = frozenset(
         *("canvas", "noframes", "noembed", "rp", "annotation", "annotation-xml", "desc", "metadata", "defs"),
     }
 )
+#: The same of a drawing that is a file of its own, whose title and description are all that tells of it.
+_BEHIND_DRAWINGS: Final = frozenset({"style", "script", "metadata"})
 #: The page and its title; and the elements without an end that the parser does not know to have none.
 _NEVER_UNSEEN: Final = frozenset({"html", "body", "title", "area", "base", "embed", "param", "source", "track", "wbr"})
 #: Kinds of <input> whose value is written on them.
@@ -57,7 +59,9 @@ _LINES: Final = frozenset(
 )
 _ROWS: Final = frozenset({"tr", "table"})
 #: Elements whose beginning or end is more than words; of all others nothing is done.
-_MEANT: Final = frozenset({*_HIDDEN, *_PARAGRAPHS, *_LINES, "td", "th", "br", "img", "input", "svg", "title"})
+_MEANT: Final = frozenset(
+    {*_HIDDEN, *_PARAGRAPHS, *_LINES, "td", "th", "br", "img", "input", "button", "svg", "title", "a"}
+)
 
 Report = Callable[[int, int], None]
 
@@ -79,12 +83,13 @@ def html_to_text(markup: str, budget: Budget, report: Report) -> tuple[str, str]
     return line(target.title(), 500), budget.take(text)
 
 
-def xml_to_text(markup: str, budget: Budget, report: Report) -> str:
+def xml_to_text(markup: str, budget: Budget, report: Report, *, drawing: bool = False) -> str:
     """The words of any XML, an element's on a line. What is not well-formed is read as far as it goes.
 
+    drawing: it is SVG, which has elements that are not shown.
     Raises StageFailed(BOMB) where entities multiply.
     """
-    target = _Words(budget.left)
+    target = _Drawing(budget.left) if drawing else _Words(budget.left)
     if "<!ENTITY" in markup:
         # Abbreviations that may multiply without end. Behind the last ">" none is whole, and each would be looked for.
         end = markup.rfind(">") + 1
@@ -94,7 +99,7 @@ def xml_to_text(markup: str, budget: Budget, report: Report) -> str:
     if re.search("entity|amplification", complaint):
         raise StageFailed(Reason.BOMB, f"XML whose entities multiply: {complaint}")
     text = target.text()
-    if not text.strip():
+    if not text.strip() and (complaint or not drawing):
         text = _without_tags(markup)
     if target.full:
         budget.cut = True
@@ -207,6 +212,26 @@ class _Words:
             pieces[-1] = kind
 
 
+class _Drawing(_Words):
+    """The same for SVG: what it looks like, does, and was made with is not what it says."""
+
+    def __init__(self, limit_chars: int) -> None:
+        super().__init__(limit_chars)
+        self._hidden = 0
+
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        self._hidden += tag.rpartition("}")[2] in _BEHIND_DRAWINGS
+        super().start(tag, attributes)
+
+    def end(self, tag: str) -> None:
+        self._hidden -= tag.rpartition("}")[2] in _BEHIND_DRAWINGS
+        super().end(tag)
+
+    def data(self, data: str) -> None:
+        if not self._hidden:
+            super().data(data)
+
+
 class _Page(_Words):
     """The same for HTML: knows which tags break lines, which hide their content and which make tables."""
 
@@ -220,14 +245,18 @@ class _Page(_Words):
         self._in_title = False
         self._cells = 0
         self._row = 0  # where the row that is open begins among the pieces
+        self._linked = ""  # where the last link led
+        self._link_end = -1  # and where it ended among the pieces
 
     def title(self) -> str:
         """The page's title, "" where it has none."""
         return "".join(self._title)
 
     def settle(self) -> None:
+        at_link = self._link_end == len(self._pieces)
         super().settle()
         self._row = 0
+        self._link_end = len(self._pieces) if at_link else -1
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
         if self._unseen is not None:
@@ -239,7 +268,9 @@ class _Page(_Words):
             self._begin(tag, attributes)
 
     def _begin(self, tag: str, attributes: Mapping[str, str]) -> None:
-        if tag in ("td", "th"):
+        if tag == "a":
+            self._begin_link(attributes.get("href") or "")
+        elif tag in ("td", "th"):
             self._begin_cell()
         elif tag in _PARAGRAPHS or tag in _LINES:
             if tag == "title":
@@ -262,6 +293,8 @@ class _Page(_Words):
         elif tag == "input":
             written = (attributes.get("type") or "").lower() in _WRITTEN_INPUTS
             self.data(f" {attributes.get('value') or attributes.get('placeholder') or ''} " if written else " ")
+        elif tag == "button":
+            self.data(" ")
         elif tag == "svg":
             self._drawing += 1
 
@@ -271,6 +304,10 @@ class _Page(_Words):
                 self._unseen = (tag, self._unseen[1] - 1) if self._unseen[1] > 1 else None
         elif tag not in _MEANT:
             return
+        elif tag == "a":
+            self._link_end = len(self._pieces)
+        elif tag == "button":
+            self.data(" ")
         elif tag in _HIDDEN:
             self._hidden = max(0, self._hidden - 1)
         elif tag == "title":
@@ -293,6 +330,13 @@ class _Page(_Words):
             self._pieces.append(data.translate(_KEPT))
         else:
             self._pieces.append(data)
+
+    def _begin_link(self, target: str) -> None:
+        """Links side by side are entries of a menu, which only their style keeps apart; but editors break one link
+        into several."""
+        if target != self._linked and self._link_end == len(self._pieces) and not self._pre:
+            self.data(" ")
+        self._linked = target
 
     def _begin_title(self) -> None:
         """Of the page; a drawing's own is shown on no page."""

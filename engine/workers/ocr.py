@@ -6,7 +6,7 @@ in all for at most two and a half times the cost of one reading, and the better 
 
     order -> picture (sheet_sources) -> blank? -> sheet (sheets) -> reading (recognisers) -> good? -> Page as JSON
                                                     ^                                        |
-                                                    +------- turned | smoother, once --------+
+                                                    +--- turned | larger | smoother, once ---+
 """
 
 from __future__ import annotations
@@ -110,11 +110,17 @@ def _read(source: Source, number: int, place: Place, recogniser: Recogniser) -> 
         return first
     place.progress(0, 1)
     better = None if first.confidence >= _TURNED else _turned(picture, first, recogniser)
+    if better is None and (nearer := look.nearer(_has_lost_lines(first, sheet))) is not None:
+        better = sheets.lay_out(picture, nearer)
     return max(first, recogniser.recognise(better or sheet.smoother()), key=lambda reading: reading.weight)
 
 
 def _is_poor(reading: Reading, sheet: Sheet) -> bool:
-    return reading.confidence < _POOR or sheet.pieces > _LOST * (reading.words + 1)
+    return reading.confidence < _POOR or _has_lost_lines(reading, sheet)
+
+
+def _has_lost_lines(reading: Reading, sheet: Sheet) -> bool:
+    return sheet.pieces > _LOST * (reading.words + 1)
 
 
 def _turned(picture: Picture, first: Reading, recogniser: Recogniser) -> Sheet | None:

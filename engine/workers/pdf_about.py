@@ -18,10 +18,12 @@ _MEANINGLESS = re.compile("[\ufffd\ue000-\uf8ff\U000f0000-\U0010fffd]")
 _MAX_LABEL_RANGES, _LABEL_CHARS = 10_000, 40
 #: The greatest numbers that are written in Roman numerals and in letters: beyond, they are as long as they are great.
 _MOST_ROMAN, _MOST_LETTERS = 3_999, 26 * 5
-#: Sign, its value, and the one that a number is first taken the rest of: each sign is there as often as it fits.
+#: Of each place, from the thousands on, how its digits are written.
 _ROMAN: Final = (
-    *(("m", 1000, 4000), ("cm", 900, 1000), ("d", 500, 900), ("cd", 400, 500), ("c", 100, 400), ("xc", 90, 100)),
-    *(("l", 50, 90), ("xl", 40, 50), ("x", 10, 40), ("ix", 9, 10), ("v", 5, 9), ("iv", 4, 5), ("i", 1, 4)),
+    ("", "m", "mm", "mmm"),
+    ("", "c", "cc", "ccc", "cd", "d", "dc", "dcc", "dccc", "cm"),
+    ("", "x", "xx", "xxx", "xl", "l", "lx", "lxx", "lxxx", "xc"),
+    ("", "i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix"),
 )
 
 
@@ -81,7 +83,7 @@ def _label(rule: Mapping[str, Any], beyond: int) -> str:
     if style == "D":
         numeral = str(number)
     elif style in ("r", "R") and 0 < number <= _MOST_ROMAN:
-        numeral = "".join(sign * (number % above // value) for sign, value, above in _ROMAN)
+        numeral = "".join(digits[int(digit)] for digits, digit in zip(_ROMAN, f"{number:04}", strict=True))
         numeral = numeral if style == "r" else numeral.upper()
     elif style in ("a", "A") and 0 < number <= _MOST_LETTERS:
         # a to z, then aa to zz, and so on.

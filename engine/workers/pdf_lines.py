@@ -23,6 +23,10 @@ CELL: Final = "\t"
 _PROSE_CHARS, _PROSE_ROWS = 25, 5
 #: Columns that a table may be written in one by one: shorter, and at least so many rows.
 _CELL_CHARS, _CELL_ROWS = 25, 3
+#: Points by which a line is printed again beside itself, to make it bold or give it a shadow.
+_OVERPRINT: Final = 2
+#: Lines of the same text that are looked at for that: a page of one word ten thousand times takes no square of it.
+_MOST_EQUAL: Final = 100
 #: What a line ends with where a word is broken: hyphen-minus, hyphen, soft hyphen.
 _HYPHENS: Final = frozenset("-\u2010\u00ad")
 _SOFT: Final = "\u00ad"
@@ -79,13 +83,29 @@ def text_of(blocks: Sequence[Mapping[str, Any]], before: str = "") -> str:
                 texts.append(text)
                 boxes.append(box)
     if beside:
-        texts = _without_sides([_line(text, box) for text, box in zip(texts, boxes, strict=True)])
+        texts = _without_sides(_printed_once([_line(text, box) for text, box in zip(texts, boxes, strict=True)]))
     return _with_whole_words(texts, before)
 
 
 def _line(text: str, box: Mapping[str, int]) -> Line:
     left, top = box["x"], box["y"]
     return Line(text, left, top, left + box["w"], top + box["h"])
+
+
+def _printed_once(lines: list[Line]) -> list[Line]:
+    """Without the lines that say what stands already there."""
+    seen: dict[str, list[Line]] = {}
+    kept = []
+    for line in lines:
+        others = seen.setdefault(line.text, [])
+        if not any(_is_over(line, other) for other in others[-_MOST_EQUAL:]):
+            others.append(line)
+            kept.append(line)
+    return kept
+
+
+def _is_over(line: Line, other: Line) -> bool:
+    return abs(line.left - other.left) <= _OVERPRINT and abs(line.top - other.top) <= _OVERPRINT
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

@@ -139,6 +139,9 @@ def read(material: Material) -> Document:
     parts = package.files(links, material)
     facts["comments by"] = ", ".join(authors)
     text = budget.joined(stories)
+    pictures = sum(kind == "image" for kind, _ in links)
+    if pictures and not text.strip():
+        notes.append(f"it has no text, but pictures, which are not read: {pictures}")
     return material.document(
         title=facts.pop("title", ""),
         pages=[Page(number=0, text=text)],

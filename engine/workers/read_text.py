@@ -31,9 +31,17 @@ _SAME_WIDTH: Final = 0.7
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([A-Za-z0-9_.:-]{2,40})""", re.IGNORECASE)
 #: How Excel is told what parts the cells.
 _SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?\r?\n', re.IGNORECASE)
+#: A quote within quotes, as spreadsheets write it and as databases do; `""` alone is an empty cell, and what ends a
+#: cell, as in `"C:\\files\\"`, is none.
+_DOUBLED = re.compile(r"""[^\s"\\;,|]""|""[^\s";,|]""")
+_BACKSLASHED = re.compile(r"""\\"[^\s"';,|]""")
 _ESCAPE = re.compile(r"""\\(["\\/bfnrt]|u[0-9A-Fa-f]{4})""")
 _ESCAPED: Final = {'"': '"', "\\": "\\", "/": "/", "b": " ", "f": "\n", "n": "\n", "r": "\n", "t": "\t"}
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+
+#: What programs tell a terminal in their logs: colours, and titles of windows (ECMA-48, 5.4 and 8.3.89). Letters stand
+#: in it that would become part of the next word.
+_TERMINAL = re.compile(r"\x1b(?:\[[0-?]{0,100}[ -/]{0,9}[@-~]|\][^\x07\x1b\n]{0,1000}(?:\x07|\x1b\\))")
 
 _XML_ENCODING = re.compile(rb"""\A\s*<\?xml[^>]{0,100}?encoding\s*=\s*["']([A-Za-z0-9_.:-]{2,40})["']""")
 
@@ -51,7 +59,7 @@ def read(material: Material) -> Document:
         if material.media_type == types.HTML:
             title, text = html_to_text(found.text, budget, report)
         else:
-            text = xml_to_text(found.text, budget, report)
+            text = xml_to_text(found.text, budget, report, drawing=material.media_type == "image/svg+xml")
         if found.cut:
             notes.append(f"partial: the markup was cut at {limit} characters")
     elif material.media_type in (types.CSV, types.TSV):
@@ -59,7 +67,7 @@ def read(material: Material) -> Document:
     elif material.media_type == types.JSON:
         text = budget.take(_unescaped(found.text))
     else:
-        text = budget.take(found.text)
+        text = budget.take(_TERMINAL.sub("", found.text) if "\x1b" in found.text else found.text)
     budget.cut = budget.cut or (found.cut and not markup)
     return material.document(
         title=title,
@@ -93,6 +101,9 @@ def _rows(text: str, material: Material) -> str:
     if said:
         text = text[said.end() :]
     sample = text[:_SAMPLE_CHARS]
+    if _BACKSLASHED.search(sample) and not _DOUBLED.search(sample):
+        text = text.replace('\\"', '""')
+        sample = text[:_SAMPLE_CHARS]
     delimiter = (said and said.group(1)) or _delimiter(sample) or ("\t" if material.media_type == types.TSV else ",")
     csv.field_size_limit(1 << 20)
     try:

@@ -38,13 +38,14 @@ _SPARE_BYTES: Final = 8 << 20
 #: Notes of one document; what more there is to say repeats itself.
 MAX_NOTES: Final = 50
 
+#: And soft hyphens (U+00AD): nobody sees one within a line, and nobody who searches for the word types it.
 _CONTROL: Final[dict[int, str | None]] = {
-    **dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)),
+    **dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0), 0xAD) if code not in (0x09, 0x0A)),
     **dict.fromkeys((0x0B, 0x0C, 0x85), "\n"),
 }
 #: The same in UTF-8: those of one byte, and those of two.
 _CONTROL_BYTES: Final = bytes(code for code in (*range(0x20), 0x7F) if code not in (0x09, 0x0A))
-_CONTROL_PAIR = re.compile(rb"\xc2[\x80-\x9f]")
+_CONTROL_PAIR = re.compile(rb"\xc2[\x80-\x9f\xad]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 #: Characters that are looked through at a time.
 _SLICE_CHARS: Final = 1 << 18
@@ -212,7 +213,7 @@ def ask_memory(place: Place, need_bytes: int, what: str) -> None:
 
 
 def clean(text: str) -> str:
-    """Text without control characters, lone surrogates and carriage returns."""
+    """Text without control characters, soft hyphens, lone surrogates and carriage returns."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if all(_is_clean(text[at : at + _SLICE_CHARS]) for at in range(0, len(text), _SLICE_CHARS)):

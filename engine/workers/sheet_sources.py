@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Rows that are converted at a time, where a conversion takes several times the memory of the picture.
 _BAND_ROWS: Final = 256
+#: Letters lighter than this are not meant for white paper: logos and signatures for dark pages are white or nearly so.
+_LIGHT_GRAY: Final = 230
 #: Of the colour spaces that a picture in a PDF may have; of those that are not named, one at least.
 _COLOURS: Final = {"DeviceRGB": 3, "CalRGB": 3, "Lab": 3, "DeviceCMYK": 4}
 
@@ -157,7 +159,7 @@ def _picture_of(image: Image) -> Picture:
 
 
 def _gray(image: Image) -> Image:
-    """One byte a pixel, on white where the picture is transparent; deeper than 8 bits: stretched to its own range."""
+    """One byte a pixel, on paper where the picture is transparent; deeper than 8 bits: stretched to its own range."""
     from engine.workers.read_image import load_rows
 
     image, _ = load_rows(image)
@@ -184,13 +186,20 @@ def _stretched(image: Image) -> Image:
 
 
 def _on_paper(image: Image) -> Image:
+    """On black where all that is painted is light: on white there would be nothing to see."""
+    gray = _laid_on(image, "white")
+    is_light = not any(gray.histogram()[:_LIGHT_GRAY])
+    return _laid_on(image, "black") if is_light else gray
+
+
+def _laid_on(image: Image, paper: str) -> Image:
     import PIL.Image
 
     gray = PIL.Image.new("L", image.size)
     gray.info = dict(image.info)
     for top in range(0, image.height, _BAND_ROWS):
         layer = image.crop((0, top, image.width, min(top + _BAND_ROWS, image.height))).convert("RGBA")
-        paper = PIL.Image.new("RGBA", layer.size, "white")
-        paper.alpha_composite(layer)
-        gray.paste(paper.convert("L"), (0, top))
+        sheet = PIL.Image.new("RGBA", layer.size, paper)
+        sheet.alpha_composite(layer)
+        gray.paste(sheet.convert("L"), (0, top))
     return gray

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     Picture: TypeAlias = NDArray[numpy.uint8]
     Ink: TypeAlias = NDArray[numpy.bool_]
 
-#: A pixel is ink when it is darker than this share of the paper (the middle gray of all), and a picture with fewer such
-#: pixels than one in 20,000 is blank: at 200 dpi that is 190 of an A4 page, less than two letters of 10 points. Dust on
-#: scans has more and is read as nothing.
+#: A pixel is ink when it is darker than this share of the paper (the middle gray of all), or the paper than this share
+#: of it, and a picture with fewer such pixels than one in 20,000 is blank: at 200 dpi that is 190 of an A4 page, less
+#: than two letters of 10 points. Dust on scans has more and is read as nothing.
 _INK_GRAY: Final = 0.8
 _BLANK_SHARE: Final = 1 / 20_000
 #: Paper darker than this is the ground of light letters.
@@ -52,6 +52,8 @@ _INK_OF_ROW: Final = 0.03
 #: Pixels: lower is dust and dashes. Of the page's height: higher is pictures and frames.
 _LEAST_LETTERS: Final = 5
 _MOST_LETTERS: Final = 1 / 8
+#: Print of one page differs by less, headlines aside.
+_MUCH_LOWER: Final = 2
 #: So many pieces of lines have to be seen, or their height says nothing.
 _FEW_PIECES: Final = 6
 
@@ -122,6 +124,7 @@ class Look:
     """What is seen on a picture.
 
     letters  height of its lines' ink in pixels; 0: no lines are seen
+    lower    the same if what is tall is no line: the edge of a sheet on a table, a headline
     pieces   of lines, as strips of the page show them
     skew     degrees that the lines climb; negative: they fall
     """
@@ -129,6 +132,7 @@ class Look:
     letters: int
     pieces: int
     skew: float
+    lower: int = 0
 
     @property
     def scale(self) -> float:
@@ -138,13 +142,24 @@ class Look:
             return 1.0
         return min(_MOST_ENLARGED, LETTER_PIXELS / self.letters)
 
+    def nearer(self, lines_were_lost: bool) -> Look | None:
+        """A second look that reduces the page less, never enlarging it: to the size of what is much lower than what
+        this one measured, or, where lines were lost that it took for letters of twice the height, not at all."""
+        if self.scale >= 1.0:
+            return None
+        if 0 < _MUCH_LOWER * self.lower <= self.letters:
+            return replace(self, letters=max(self.lower, LETTER_PIXELS))
+        return replace(self, letters=LETTER_PIXELS) if lines_were_lost and _MUCH_LOWER * self.scale <= 1.0 else None
+
 
 def is_blank(picture: Picture) -> bool:
     """Nothing stands out from the paper, or so little that it is no letter."""
     counts = numpy.bincount(picture[::2, ::2].ravel(), minlength=256)
     seen = counts.cumsum()
     paper = int(numpy.searchsorted(seen, seen[-1] / 2))
-    ink = seen[-1] - seen[min(255, paper + 64)] if paper < _DARK_PAPER else seen[int(paper * _INK_GRAY)]
+    # Letters on coloured ground are darker than it or lighter.
+    dark, light = (paper * _INK_GRAY, paper / _INK_GRAY) if paper >= _DARK_PAPER else (paper - 64, paper + 64)
+    ink = seen[-1] - seen[min(255, int(light))] + (seen[int(dark)] if dark >= 0 else 0)
     return bool(ink < seen[-1] * _BLANK_SHARE)
 
 
@@ -166,7 +181,8 @@ def look_at(picture: Picture) -> Look:
         turned = PIL.Image.fromarray(ink.view(numpy.uint8)).rotate(-skew)
         ink = numpy.asarray(turned).view(numpy.bool_)
     pieces = _pieces(ink)
-    return Look(letters=_letters_of(pieces), pieces=len(pieces), skew=skew)
+    lower = int(numpy.median(pieces)) if len(pieces) else 0
+    return Look(letters=_letters_of(pieces), pieces=len(pieces), skew=skew, lower=lower)
 
 
 def lay_out(picture: Picture, look: Look) -> Sheet:

@@ -221,6 +221,9 @@ _MAIL_FIELDS: Final = frozenset(
 )
 #: These alone, even twice, also begin notes, web responses and multipart files.
 _WEAK_FIELDS: Final = frozenset({b"content-type", b"content-transfer-encoding", b"date", b"references", b"user-agent"})
+#: People write these too, above minutes, memos and what they keep of a mail; under a name that says text they do not
+#: make one, whose other fields would not be read.
+_WRITTEN_FIELDS: Final = frozenset({b"from", b"to", b"cc", b"bcc", b"subject", b"date"})
 #: "From ann@mill.example Thu Jan  1 00:00:00 2026", the date as asctime(3) writes it, then a header.
 _FROM_LINE = re.compile(
     rb"[\r\n]*From [^\r\n]{0,300}\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) +\d{1,2} +\d{1,2}:\d\d"
@@ -466,7 +469,8 @@ def _kind_of_text(text: bytes, name: str) -> str:
         return HTML if b"<html" in text[:4096].lower() else XML
     if said == HTML and b"<" in text:
         return HTML
-    if said == MAIL or _looks_like_mail(text) or may_be_mailbox(text):
+    weak = _WRITTEN_FIELDS if said in _PLAIN_TEXTS else frozenset[bytes]()
+    if said == MAIL or _looks_like_mail(text, weak) or may_be_mailbox(text):
         return MAIL
     if said in _PLAIN_TEXTS:
         return said
@@ -485,8 +489,8 @@ def _is_html(start: bytes, said: str) -> bool:
     return said not in _PLAIN_TEXTS and start[:8192].count(b"</") >= 2
 
 
-def _looks_like_mail(text: bytes) -> bool:
-    """Whether the text begins with a block of header fields of which mails have some."""
+def _looks_like_mail(text: bytes, weak: frozenset[bytes] = frozenset()) -> bool:
+    """Whether the text begins with a block of header fields of which mails have some, other than `weak`."""
     lines = text[:16_384].lstrip(b"\xef\xbb\xbf\r\n").splitlines()
     if lines and lines[0].startswith((b"From ", b">From ")):
         lines = lines[1:]
@@ -504,7 +508,8 @@ def _looks_like_mail(text: bytes) -> bool:
         field = match.group(1).lower()
         if field in _MAIL_FIELDS:
             found.add(field)
-    return len(found) >= 2 and bool(found - _WEAK_FIELDS) and len(found) * 8 >= fields
+    telling = bool(found - _WEAK_FIELDS) and bool(found - weak)
+    return len(found) >= 2 and telling and len(found) * 8 >= fields
 
 
 def _table(text: bytes) -> str:

@@ -21,6 +21,7 @@ from engine.document import (
     Part,
     chunk_fields,
     low_confidence,
+    merge_page,
 )
 from engine.errors import MalformedMessage
 from engine.model import Kind
@@ -285,3 +286,39 @@ def test_pages_that_ocr_was_not_sure_of_are_named() -> None:
     assert low_confidence(others) == ""
     many = [Page(number=n, text="x", method=Method.OCR, confidence=1.0) for n in range(1, 40)]
     assert "20, ... (mean 1 of 100)" in low_confidence(many)
+
+
+def test_a_page_that_ocr_read_keeps_its_label() -> None:
+    """Its running lines were those of another text; where OCR failed, all stays."""
+    page = Page(number=3, text="stamp", needs_ocr=True, pixels=9, label="iii", header=1)
+    read = Page(number=3, text="words", method=Method.OCR, confidence=90.0)
+    merged = merge_page(page, read)
+    assert (merged.text, merged.label, merged.header, merged.confidence) == ("words", "iii", 0, 90.0)
+    kept = merge_page(page, None)
+    assert (kept.text, kept.label, kept.header, kept.needs_ocr) == ("stamp", "iii", 1, False)
+
+
+@pytest.mark.parametrize(
+    ("layer", "read", "merged"),
+    [
+        ("Our plan for\nAcme, secret", "Our plan for\nthe year", "Our plan for\nthe year\nAcme, secret"),
+        ("Our plan\nfor the year", "Our plam for\nthe year", "Our plam for\nthe year"),
+        ("Qvs qmbo\nBdnf", "Our plan", "Our plan"),
+        ("", "Our plan", "Our plan"),
+    ],
+)
+def test_what_ocr_missed_of_a_true_text_layer_is_kept(layer: str, read: str, merged: str) -> None:
+    """Whole lines, once; nothing of a layer that says something else than the page."""
+    page = Page(number=1, text=layer, needs_ocr=True)
+    assert merge_page(page, Page(number=1, text=read, method=Method.OCR, confidence=90.0)).text == merged
+
+
+def test_a_text_layer_stays_where_ocr_found_nothing_or_is_not_sure() -> None:
+    """Print on a photograph; letters of a language that OCR was not set to."""
+    page = Page(number=1, text="Ο μύλος αλέθει", needs_ocr=True, label="i")
+    nothing = merge_page(page, Page(number=1, text="", method=Method.OCR, confidence=100.0))
+    assert nothing == Page(number=1, text="Ο μύλος αλέθει", label="i")
+    unsure = merge_page(page, Page(number=1, text="O uuAoc", method=Method.OCR, confidence=40.0))
+    assert (unsure.text, unsure.confidence) == ("O uuAoc\nΟ μύλος αλέθει", 40.0)
+    blank = merge_page(Page(number=1, text="", needs_ocr=True), Page(number=1, text="", method=Method.OCR))
+    assert blank.method is Method.OCR

@@ -16,6 +16,7 @@ from typing import Any
 import docx
 import pytest
 from lxml import etree
+from PIL import Image
 
 from engine.ports import StageFailed
 from engine.reasons import Reason
@@ -194,6 +195,20 @@ def test_an_empty_document_is_a_document(desk: Desk) -> None:
 
 
 # --- all of it, once --------------------------------------------------------------------------------------------------
+
+
+def test_a_document_of_nothing_but_pictures_says_so(desk: Desk) -> None:
+    """Scans that were put into Word; beside text they are taken for what goes with it."""
+    picture = io.BytesIO()
+    Image.new("L", (64, 64)).save(picture, "PNG")
+    document = desk.read(written(lambda word: word.add_picture(picture)), "a.docx")
+    assert document.notes == ("it has no text, but pictures, which are not read: 1",)
+
+    def illustrate(word: Any) -> None:
+        word.add_paragraph("the mill")
+        word.add_picture(picture)
+
+    assert desk.read(written(illustrate), "a.docx").notes == ()
 
 
 def run(text: str) -> str:

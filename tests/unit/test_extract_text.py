@@ -189,6 +189,27 @@ def test_a_table_may_say_what_parts_its_cells(desk: Desk, first: str) -> None:
     assert text_of(desk.read(f"{first}a, b;c\nd, e;f\n".encode(), "a.csv")).splitlines() == ["a, b | c", "d, e | f"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "shown"),
+    [
+        (r'''1,"He said \"yes\", then left",""''', '1 | He said "yes", then left | '),
+        (r"""1,"say ""yes"", C:\mill\",x""", '1 | say "yes", C:\\mill\\ | x'),
+        (r"""1,"C:\mill\","",x""", "1 | C:\\mill\\ |  | x"),
+    ],
+)
+def test_a_quote_within_quotes_is_doubled_or_has_a_backslash(desk: Desk, rows: str, shown: str) -> None:
+    """As the table itself does; where backslashes part folders they are nothing else."""
+    assert text_of(desk.read(f"{rows}\n".encode() * 3, "a.csv")).splitlines() == [shown] * 3
+
+
+def test_what_a_log_tells_a_terminal_is_no_text(desk: Desk) -> None:
+    """Colours, and the title of its window; what only looks like them stays."""
+    log = "\x1b]0;make\x07\x1b[1;31mError\x1b[0m in \x1b[4mgate.c\x1b[m[12], a \x1b[38;2;9;9;9mwarning\x1b[K\n"
+    assert text_of(desk.read(log.encode() * 9, "build.log")) == "Error in gate.c[12], a warning\n" * 9
+    open_end = "a\x1b]0;b\nc \x1b[31"
+    assert text_of(desk.read(open_end.encode(), "build.log")) == "a]0;b\nc [31"
+
+
 def test_what_json_escapes_is_found(desk: Desk) -> None:
     """Letters beyond ASCII, which many programs write as numbers, and breaks, which would stick to words."""
     texts = {language: f"{text}\n\t\U0001f600" for language, text in SAMPLES.items()}
@@ -246,6 +267,11 @@ def test_a_web_page_calls_its_encoding_what_the_web_does(desk: Desk, declared: s
         ("<a href=x>link</a>&nbsp;&amp;&eacute;&#x4e2d;&lt;b&gt;", "link &é中<b>"),
         ("<p>x<sup>2</sup>, <b>bo</b>ld</p>", "x2, bold"),
         ("<dl><dt>term<dd>what it is</dl>", "term\nwhat it is"),
+        ("<nav><a href=/a>Home</a><a href=/b>Shop</a></nav>", "Home Shop"),
+        ("<a href=/a>whole</a><a href=/a>sale</a> <a id=x></a>w<a>or</a>d", "wholesale word"),
+        ("<pre><a href=/a>os</a><a href=/b>.path</a></pre>", "os.path"),
+        ("<button>Buy</button><button>Keep</button>", "Buy Keep"),
+        ("Donau&shy;dampf&shy;schiff", "Donaudampfschiff"),
         ("a\x01\x02b\x03c" + "d" * 200, "abc" + "d" * 200),
     ],
 )
@@ -257,9 +283,8 @@ def test_lines_stand_where_a_browser_breaks_them(desk: Desk, page: str, shown: s
 
 def test_a_page_in_pieces_is_the_same_page(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """However the parser is fed."""
-    page = (
-        f"<html><body>{'<p>one  <b>two</b> three</p><pre>a  b</pre><ul><li>x <li> y</ul> ' * 40}</body></html>".encode()
-    )
+    piece = "<p>one  <b>two</b> three</p><pre>a  b</pre><ul><li>x <li> y</ul><a href=x>u</a><a href=y>v</a> "
+    page = f"<html><body>{piece * 40}</body></html>".encode()
     whole = text_of(desk.read(page, "a.html"))
     for size in (1, 7, 50):
         monkeypatch.setattr(markup, "_FEED_CHARS", size)
@@ -267,8 +292,8 @@ def test_a_page_in_pieces_is_the_same_page(desk: Desk, monkeypatch: pytest.Monke
 
 
 def test_text_is_cleaned_as_sign_by_sign() -> None:
-    """Every character by itself, and any mixture: control characters go, breaks stay."""
-    kept = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A))
+    """Every character by itself, and any mixture: control characters and soft hyphens go, breaks stay."""
+    kept = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0), 0xAD) if code not in (0x09, 0x0A))
     table: dict[int, str | None] = {**kept, **dict.fromkeys((0x0B, 0x0C, 0x0D, 0x85), "\n")}
     signs = [chr(code) for code in (*range(0x300), *range(0xD7F0, 0xE010), 0x1F600)]
     luck = random.Random(5)
@@ -336,6 +361,15 @@ def test_xml_is_its_words_and_its_entities_stay_closed(desk: Desk) -> None:
     text = text_of(desk.read(data.encode(), "a.xml"))
     assert text.split()[:2] == ["one", "two"]
     assert len(text) < 100
+
+
+def test_a_drawing_is_what_it_says(desk: Desk) -> None:
+    """Its labels, title and description; not how it is painted or what it was made with."""
+    drawing = """<svg xmlns="http://www.w3.org/2000/svg"><title>Plan</title><metadata><rdf>x</rdf></metadata>
+    <defs><style>.x {fill: red}</style></defs><script>x()</script><text>North <tspan>gate</tspan></text></svg>"""
+    assert text_of(desk.read(drawing.encode(), "a.svg")).split() == ["Plan", "North", "gate"]
+    icon = b"<svg><style>.x {fill: red}</style><path/></svg>"
+    assert text_of(desk.read(icon, "a.svg")) == ""
 
 
 def test_xml_reads_no_other_file(desk: Desk, tmp_path: Path) -> None:

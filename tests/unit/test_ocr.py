@@ -121,6 +121,15 @@ def test_what_is_transparent_is_paper(reader: Reader) -> None:
     assert WORDS in reader.page(1, "image/png").text
 
 
+def test_white_letters_on_nothing_are_on_black_paper(reader: Reader) -> None:
+    """Logos and signatures that are made for dark pages."""
+    ink = drawing(WORDS).point(lambda gray: 255 - gray)
+    image = Image.new("LA", ink.size, 255)
+    image.putalpha(ink)
+    reader.put(encoded(image, "PNG"))
+    assert WORDS in reader.page(1, "image/png").text
+
+
 def test_sixteen_bits_are_stretched(reader: Reader) -> None:
     """Scanners write them; cut off at 255 they would be all white."""
     deep = drawing(WORDS).convert("I").point(lambda gray: gray * 200 + 1000).convert("I;16")

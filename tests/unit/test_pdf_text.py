@@ -73,6 +73,15 @@ def test_columns_of_prose_are_read_one_after_the_other(desk: Desk) -> None:
     assert text_from(desk, page_of(*across)).splitlines() == LEFT + RIGHT
 
 
+def test_what_is_printed_over_itself_is_read_once(desk: Desk) -> None:
+    """To make it bold, or as its shadow, at once or when the paragraph is done; what stands elsewhere is another."""
+    heading = [(50 + at / 3, 60 + at / 3, "Of the mill") for at in range(3)]
+    shadow = [(50 + at, 100 + 14 * y, f"line {y} of the text") for at in (0, 1) for y in range(2)]
+    names = [(50, 160, "Ann"), (110, 160, "Ann"), (50, 174, "Ann")]
+    text = text_from(desk, page_of(*heading, *shadow, *names))
+    assert text.splitlines() == ["Of the mill", "line 0 of the text", "line 1 of the text", "Ann\tAnn", "Ann"]
+
+
 def test_no_word_of_a_page_is_lost_or_made_up(desk: Desk) -> None:
     """Whatever stands beside what."""
     texts = [(20 + 37 * n % 450, 30 + 53 * n % 640, f"word{n}") for n in range(200)]
@@ -192,6 +201,21 @@ def test_labels_that_the_file_gives_come_first(desk: Desk) -> None:
         )
         document = desk.read(pdf.tobytes(), "a.pdf")
     assert [page.label for page in document.pages] == ["iii", "iv", "1", "2", "3", "A-Z", "A-AA"]
+
+
+def test_roman_labels_are_those_of_a_preface() -> None:
+    class Prefaced:
+        page_count = 3_999
+
+        def get_page_labels(self) -> list[dict[str, Any]]:
+            return [{"startpage": 0, "style": "r"}]
+
+    labels = labels_of(Prefaced())
+    assert labels[:12] == ["i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii"]
+    assert [labels[number - 1] for number in (14, 49, 95, 444, 1994, 3999)] == [
+        *("xiv", "xlix", "xcv", "cdxliv", "mcmxciv", "mmmcmxcix")
+    ]
+    assert len(set(labels)) == len(labels)
 
 
 def test_labels_of_any_size_are_bounded() -> None:

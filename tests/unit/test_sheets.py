@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 import pymupdf
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from engine.workers import ocr, recognisers, sheets
 from engine.workers.reading import MAX_SHEET_PIXELS
@@ -49,6 +49,21 @@ def in_a_shadow(image: Image.Image) -> Image.Image:
     """Faint print, photographed with the light from one side."""
     across = numpy.linspace(1.0, 0.35, image.width)
     return Image.fromarray(((120 + array_of(image) * (135 / 255)) * across).astype(numpy.uint8))
+
+
+def on_a_table(image: Image.Image) -> Image.Image:
+    """A note, photographed with much of the dark table that it lies on, and light from one side."""
+    photograph = Image.new("L", (image.width * 2, image.height * 2), 60)
+    photograph.paste(image.point(lambda gray: int(gray * 0.85)), (image.width // 2, image.height // 2))
+    across = numpy.linspace(0.8, 1.05, photograph.width)
+    return Image.fromarray((array_of(photograph) * across).astype(numpy.uint8))
+
+
+def below_a_headline(image: Image.Image) -> Image.Image:
+    poster = Image.new("L", (image.width, image.height + 700), 255)
+    ImageDraw.Draw(poster).multiline_text((60, 20), "OLD\nMILL", fill=0, font=ImageFont.load_default(260))
+    poster.paste(image, (0, 700))
+    return poster
 
 
 def skewed(image: Image.Image, degrees: float) -> Image.Image:
@@ -97,6 +112,17 @@ def test_blank_is_what_has_no_letter_on_it() -> None:
         written[500:512, 400:410] = letter
         assert not sheets.is_blank(written)
     assert not sheets.is_blank(255 - array_of(page_of()))
+
+
+@pytest.mark.parametrize("ground", [60, 90, 120, 150, 180, 200])
+def test_letters_on_coloured_ground_are_not_blank(ground: int) -> None:
+    """As on slides and posters: white ones are there as well as black ones, and read as they stand on paper."""
+    page = array_of(page_of())
+    for letter in (0, 255) if ground > 64 else (255,):
+        picture = numpy.where(page < 128, letter, ground).astype(numpy.uint8)
+        assert not sheets.is_blank(picture)
+        assert sheets.look_at(sheets.lighten(picture)).letters == pytest.approx(20, rel=0.15)
+    assert sheets.is_blank(numpy.full_like(page, ground))
 
 
 # --- what is made of it ----------------------------------------------------------------------------------------------
@@ -157,6 +183,8 @@ _PAGES = {
     "upside down": lambda: noisy(page_of()).transpose(Image.Transpose.ROTATE_180),
     "three quarters": lambda: page_of().transpose(Image.Transpose.ROTATE_270),
     "inverted": lambda: page_of().point(lambda gray: 255 - gray),
+    "on a dark table": lambda: on_a_table(page_of(300)),
+    "below a headline": lambda: below_a_headline(page_of()),
     "in a shadow": lambda: in_a_shadow(page_of()),
 }
 
@@ -257,6 +285,36 @@ def test_a_poor_page_is_read_once_more_and_the_better_reading_stays(weight: floa
 def test_a_page_whose_lines_were_lost_is_poor_however_sure(tmp_path: Path) -> None:
     """Tesseract says nothing of the lines that it did not find."""
     assert read_by(Scripted(reading("few", 95, 10, words=2), reading("many", 90, 200)), tmp_path) == "many"
+
+
+def test_a_second_look_is_nearer() -> None:
+    """Never enlarged, and only where tall things had made the first look reduce the page."""
+    for letters, lower, nearer in (
+        (99, 30, 30),
+        (99, 5, 20),
+        (99, 60, None),
+        (99, 0, None),
+        (20, 5, None),
+        (0, 0, None),
+    ):
+        second = Look(letters=letters, pieces=9, skew=1.0, lower=lower).nearer(False)
+        assert second == (nearer and Look(letters=nearer, pieces=9, skew=1.0, lower=lower))
+    for letters, natural in ((99, True), (40, True), (30, False), (20, False)):
+        second = Look(letters=letters, pieces=9, skew=0.0, lower=letters).nearer(True)
+        assert (second is not None and second.scale == 1.0) == natural
+
+
+def test_letters_in_boxes_are_read(reader: Reader) -> None:
+    """Messages on a telephone: all that is seen at first are the boxes."""
+    messages = ("Are you coming tonight?", "Yes, around eight", "Bring the red folder", "Sure, no problem")
+    screen = Image.new("L", (720, 900), 255)
+    draw, font = ImageDraw.Draw(screen), ImageFont.load_default(28)
+    for row, (message, ground) in enumerate(zip(messages, (229, 101, 229, 139), strict=True)):
+        left, top = 300 if row % 2 else 40, 60 + 140 * row
+        draw.rounded_rectangle((left, top, left + 380, top + 80), 30, fill=ground)
+        draw.text((left + 25, top + 22), message, font=font, fill=255 if row % 2 else 0)
+    text, _ = reader.read(encoded(screen, "PNG"))
+    assert [message for message in messages if message not in text] == []
 
 
 def test_a_page_that_cannot_be_read_is_turned(tmp_path: Path) -> None:
