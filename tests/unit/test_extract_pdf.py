@@ -219,6 +219,7 @@ def test_fonts_and_pictures_are_let_go_of_by_the_memory_they_take(
 ) -> None:
     """Of ten pages, whatever happens to the limit meanwhile; and once at the end."""
     shrunk: list[int] = []
+    monkeypatch.setattr(read_pdf, "_STORE_BYTES", 32 << 20)
     monkeypatch.setattr(pymupdf.TOOLS, "store_shrink", shrunk.append)
     real_page = read_pdf._page
 
