@@ -7,6 +7,7 @@ ProcessPoolExecutor does on Linux with Python before 3.14: the cheapest start fo
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -75,6 +76,7 @@ def pytesseract_pages(files: list[str], dpi: int, workers: int) -> dict[str, Any
     """Every page of PDFs, rendered by PyMuPDF, in a pool. dpi: 0 takes the picture on the page as it is."""
     import pymupdf
 
+    _require_tesseract()
     pages = []
     for file in files:
         with pymupdf.open(file) as pdf:
@@ -86,8 +88,14 @@ def pytesseract_pages(files: list[str], dpi: int, workers: int) -> dict[str, Any
 
 def pytesseract_images(files: list[str], workers: int) -> dict[str, Any]:
     """Image files as they are, in a pool."""
+    _require_tesseract()
     with _pool(workers) as pool:
         return {"texts": dict(zip(files, pool.map(_recognise_image, files), strict=True))}
+
+
+def _require_tesseract() -> None:
+    if shutil.which("tesseract") is None:
+        sys.exit("the program tesseract is not installed: apt-get install tesseract-ocr")
 
 
 def _recognise_page(page: tuple[str, int, int]) -> int:
