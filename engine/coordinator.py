@@ -115,7 +115,7 @@ class RunReport:
             "seconds": round(self.seconds, 3),
             "users": self.users,
             "counts": asdict(self.counts),
-            "work": asdict(self.work),
+            "work": {name: round(value, 3) for name, value in asdict(self.work).items()},
             "held_removals": self.held,
             "troubles": list(self.troubles),
             "message": self.message,

@@ -1099,6 +1099,8 @@ class UserPipeline:
         page = piece.page if unit.stage is Stage.OCR else page
         part = f"page {page}" if page is not None else ""
         self._learn(piece.estimate, failure, cost)
+        self._work.cpu_seconds += cost.cpu_seconds
+        self._work.ocr_cpu_seconds += cost.cpu_seconds if unit.stage is Stage.OCR else 0.0
         if failure is not None and not CATALOGUE[failure.reason].skip:
             self._is_urgent = True
         if piece.item is not None:

@@ -20,7 +20,7 @@ from indexes import records
 
 @dataclass(slots=True)
 class Work:
-    """What a run has really done, over all users."""
+    """What a run has really done, over all users. CPU seconds are those of workers, for one stage and for all."""
 
     extracted: int = 0
     ocr_pages: int = 0
@@ -32,6 +32,8 @@ class Work:
     items_skipped: int = 0
     items_failed: int = 0
     attempts_failed: int = 0
+    ocr_cpu_seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 @dataclass(slots=True, eq=False)

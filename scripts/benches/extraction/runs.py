@@ -73,6 +73,7 @@ class MillRun:
     uses: Mapping[str, Use]
     files: Mapping[str, Read]
     ocr_pages: int
+    ocr_cpu_seconds: float
     documents: Mapping[str, Document] = field(default_factory=dict)
 
     def use(self, stage: str) -> Use:
@@ -124,6 +125,8 @@ def run_mill(
             uses=_uses(mill),
             files=_files(mill),
             ocr_pages=report["work"]["ocr_pages"],
+            # Of the attempts at an item the ledger keeps the latest 50: not those of all pages of a scan.
+            ocr_cpu_seconds=report["work"]["ocr_cpu_seconds"],
             documents=_documents(mill, users) if documents else {},
         )
     finally:

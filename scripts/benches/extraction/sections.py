@@ -156,7 +156,7 @@ def ocr(world: World) -> Section:
         Figure(name="pages", value=pages, unit="pages", words=f"{len(world.scans)} PDFs of page images"),
         Figure(
             name="wall_ratio",
-            value=_median(mill.seen.seconds / (mill.use("ocr").cpu_seconds / world.cores) for mill in mills),
+            value=_median(mill.seen.seconds / (mill.ocr_cpu_seconds / world.cores) for mill in mills),
             unit="",
             words="wall time / (CPU seconds of OCR / cores)",
             at_most=1.08,
