@@ -25,6 +25,7 @@ import stat
 import sys
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -48,8 +49,12 @@ _COMPRESSION: Final = 1
 _EXPORT_ROWS: Final = 1024
 #: Free pages are given back when they are more than 2 MB and more than a quarter of the file; else they are reused.
 _FREE_PAGES: Final = 256
+#: Chunks whose words are held in memory while items are published: some megabytes.
+_WORDS_AT_ONCE: Final = 5_000
 #: All that ever lies in the folder for FAISS, drafts and half-made copies included.
 _FAISS_FILES: Final = "vectors*"
+#: Words of chunks by their ids, by the item that has them.
+_Words = dict[int, list[tuple[int, str]]]
 #: The clean copy while the database is rewritten.
 _SHREDDED: Final = "shredded.db"
 
@@ -279,10 +284,16 @@ class Writer:
         """
         with self._transaction():
             generation = generation_of(self._db) + 1
-            changed = False
+            changed, waiting = False, 0
+            words: _Words = {}
             for entry in entries:
-                self._put(entry, generation)
+                self._put(entry, generation, words)
                 changed = True
+                waiting += len(entry.chunks)
+                if waiting >= _WORDS_AT_ONCE:
+                    self._insert_words(words)
+                    waiting = 0
+            self._insert_words(words)
             for source, key in removed:
                 changed |= self._remove(source, key)
             if model != model_of(self._db):
@@ -439,8 +450,11 @@ class Writer:
         if not self._db.in_transaction:
             raise IndexFault(f"an error undid all changes of this batch in {self._file}; save them again")
 
-    def _put(self, entry: Entry, generation: int) -> None:
-        """Insert or replace one item. The chunks of an item that was merely touched keep their ids and vectors."""
+    def _put(self, entry: Entry, generation: int, words: _Words) -> None:
+        """Insert or replace one item. The chunks of an item that was merely touched keep their ids and vectors.
+
+        words: takes up those of its chunks, which are still to be inserted.
+        """
         old = self._db.execute(
             "SELECT id, model FROM items WHERE source = ? AND key = ?", (entry.source, entry.key)
         ).fetchone()
@@ -470,7 +484,7 @@ class Writer:
         # Another model: chunks that had no vector may have one now, and FAISS must see them as newer than its file.
         if old is None or old != (item, entry.model) or not self._has_chunks(item, entry.chunks):
             self._delete_chunks(item)
-            self._insert_chunks(item, entry.chunks)
+            words[item] = self._insert_chunks(item, entry.chunks)
         self._db.execute(
             "UPDATE reads SET chunks = NULL WHERE source = ? AND key = ? AND content = ? AND chunks IS NOT NULL",
             (entry.source, entry.key, entry.content),
@@ -493,8 +507,9 @@ class Writer:
         ).fetchall()
         return rows == [(chunk.kind, chunk.text, chunk.keywords, chunk.page) for chunk in chunks]
 
-    def _insert_chunks(self, item: int, chunks: Sequence[Chunk]) -> None:
-        # Two statements for all of them: the ids are those that AUTOINCREMENT would give next.
+    def _insert_chunks(self, item: int, chunks: Sequence[Chunk]) -> list[tuple[int, str]]:
+        """Returns their words, by their ids."""
+        # One statement for all of them: the ids are those that AUTOINCREMENT would give next.
         row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'chunks'").fetchone()
         first = row[0] + 1 if row is not None else 1
         self._db.executemany(
@@ -504,10 +519,13 @@ class Writer:
                 for number, chunk in enumerate(chunks, first)
             ),
         )
-        self._db.executemany(
-            "INSERT INTO words (rowid, keywords) VALUES (?, ?)",
-            ((number, chunk.keywords) for number, chunk in enumerate(chunks, first)),
-        )
+        return [(number, chunk.keywords) for number, chunk in enumerate(chunks, first)]
+
+    def _insert_words(self, words: _Words) -> None:
+        """FTS5 writes down what it has gathered as soon as another statement may have to be undone: item by item that
+        would be a small index for each, and as long again to merge them."""
+        self._db.executemany("INSERT INTO words (rowid, keywords) VALUES (?, ?)", chain(*words.values()))
+        words.clear()
 
     def _delete_chunks(self, item: int) -> None:
         self._db.execute("DELETE FROM words WHERE rowid IN (SELECT id FROM chunks WHERE item = ?)", (item,))

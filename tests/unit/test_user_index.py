@@ -435,6 +435,21 @@ def test_replaced_and_removed_items_are_no_longer_found(folder: Path) -> None:
     assert keys(search(folder, "thing")) == ["a"]
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_words_are_those_of_the_published_chunks(folder: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """However many items they wait for: also where one comes twice, or leaves with the publish that brings it."""
+    monkeypatch.setattr("indexes.writer._WORDS_AT_ONCE", at_once)
+    with open_writer(folder) as writer:
+        writer.publish([entry("a", "heron", "egret"), entry("b", "tern")], [], MODEL)
+        again = [entry("a", "gull"), entry("c", "dunlin"), entry("b", "plover"), entry("a", "snipe", "ruff")]
+        writer.publish(again, [(1, "c")], MODEL)
+    assert [keys(search(folder, word)) for word in ("snipe", "ruff", "plover")] == [["a"], ["a"], ["b"]]
+    assert not any(search(folder, word) for word in ("heron", "egret", "tern", "gull", "dunlin"))
+    with contextlib.closing(sqlite3.connect(folder / "index.db")) as database:
+        counts = database.execute("SELECT (SELECT count(*) FROM words), (SELECT count(*) FROM chunks)").fetchone()
+    assert counts == (3, 3)
+
+
 def test_a_touched_item_keeps_its_chunks(folder: Path) -> None:
     """When only a fingerprint changes the FAISS file stays as current as it was."""
     with open_writer(folder) as writer:
