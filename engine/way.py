@@ -32,8 +32,8 @@ class Work:
     items_skipped: int = 0
     items_failed: int = 0
     attempts_failed: int = 0
-    ocr_cpu_seconds: float = 0.0
-    cpu_seconds: float = 0.0
+    ocr_cpu_seconds: float = field(default=0.0, compare=False)
+    cpu_seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(slots=True, eq=False)
