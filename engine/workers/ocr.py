@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.document import MAX_TEXT_CHARS, Method, Page
@@ -112,7 +113,9 @@ def _read(source: Source, number: int, place: Place, recogniser: Recogniser) -> 
     better = None if first.confidence >= _TURNED else _turned(picture, first, recogniser)
     if better is None and (nearer := look.nearer(_has_lost_lines(first, sheet))) is not None:
         better = sheets.lay_out(picture, nearer)
-    return max(first, recogniser.recognise(better or sheet.smoother()), key=lambda reading: reading.weight)
+    best = max(first, recogniser.recognise(better or sheet.smoother()), key=lambda reading: reading.weight)
+    # Where lines are seen and not a word of them is read, that there is nothing is not sure at all.
+    return best if best.words else replace(best, confidence=0.0)
 
 
 def _is_poor(reading: Reading, sheet: Sheet) -> bool:

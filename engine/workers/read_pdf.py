@@ -310,6 +310,9 @@ def _is_only_stamped(pdf: Any, index: int, page: Page, running: Running) -> bool
     if signs_in(own) >= _SHORT_CHARS or signs_in(page.text) < _SHORT_CHARS:
         return False
     try:
+        # Asked first, for a twentieth of the price: on most pages with little of their own there is no picture.
+        if not pdf.get_page_images(index, full=True):
+            return False
         sheet = pdf.load_page(index)
         return _image_cover(sheet, sheet.get_bboxlog()) >= _COVER_OF_SCAN
     except TROUBLE:

@@ -130,6 +130,20 @@ def test_white_letters_on_nothing_are_on_black_paper(reader: Reader) -> None:
     assert WORDS in reader.page(1, "image/png").text
 
 
+def test_lines_of_which_nothing_is_read_are_not_blank(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is sure that a page has no words when its lines are seen; of one without lines it is sure."""
+
+    class Blind:
+        def recognise(self, sheet: Any) -> Reading:
+            return Reading(text="", confidence=100.0, words=0, weight=0.0)
+
+    monkeypatch.setattr(reader.stage, "_recogniser", Blind())
+    reader.put(encoded(drawing("\n".join([WORDS] * 12), 900, 900), "PNG"))
+    assert (reader.page(1, "image/png").text, reader.page(1, "image/png").confidence) == ("", 0.0)
+    reader.put(encoded(drawing(WORDS[:3], 900, 900), "PNG"))
+    assert reader.page(1, "image/png").confidence == 100.0
+
+
 def test_sixteen_bits_are_stretched(reader: Reader) -> None:
     """Scanners write them; cut off at 255 they would be all white."""
     deep = drawing(WORDS).convert("I").point(lambda gray: gray * 200 + 1000).convert("I;16")
