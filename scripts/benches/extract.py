@@ -25,6 +25,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE)]
@@ -133,8 +135,9 @@ def _peers(where: str) -> Peers | None:
 
 def _machine(cores: int) -> str:
     """Cores, and whether others were at work when the bench began: then rates mean little, CPU times a bit more."""
-    load = os.getloadavg()[0]
-    return f"{cores} cores" + (f" beside other work (load {load:.1f}), so that rates mean little" if load > 0.5 else "")
+    busy = psutil.cpu_percent(interval=2.0)
+    said = f" beside other work ({busy:.0f} % of the processor), so that rates mean little" if busy > 10 else ""
+    return f"{cores} cores{said}"
 
 
 def _told(sizes: Sizes) -> str:
