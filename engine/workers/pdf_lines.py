@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final, NamedTuple
@@ -25,7 +26,7 @@ _PROSE_CHARS, _PROSE_ROWS = 25, 5
 _CELL_CHARS, _CELL_ROWS = 25, 3
 #: Points by which a line is printed again beside itself, to make it bold or give it a shadow.
 _OVERPRINT: Final = 2
-#: Lines of the same text that are looked at for that: a page of one word ten thousand times takes no square of it.
+#: Lines of the same text and height that are looked at for that: one word ten thousand times takes no square of it.
 _MOST_EQUAL: Final = 100
 #: What a line ends with where a word is broken: hyphen-minus, hyphen, soft hyphen.
 _HYPHENS: Final = frozenset("-\u2010\u00ad")
@@ -94,18 +95,26 @@ def _line(text: str, box: Mapping[str, int]) -> Line:
 
 def _printed_once(lines: list[Line]) -> list[Line]:
     """Without the lines that say what stands already there."""
-    seen: dict[str, list[Line]] = {}
+    often = {text for text, count in Counter(line.text for line in lines).items() if count > 1}
+    if not often:
+        return lines
+    seen: dict[tuple[str, int], list[int]] = {}  # where lines of one text and height begin
     kept = []
     for line in lines:
-        others = seen.setdefault(line.text, [])
-        if not any(_is_over(line, other) for other in others[-_MOST_EQUAL:]):
-            others.append(line)
-            kept.append(line)
+        if line.text in often:
+            if _is_printed(line, seen):
+                continue
+            seen.setdefault((line.text, line.top), []).append(line.left)
+        kept.append(line)
     return kept
 
 
-def _is_over(line: Line, other: Line) -> bool:
-    return abs(line.left - other.left) <= _OVERPRINT and abs(line.top - other.top) <= _OVERPRINT
+def _is_printed(line: Line, seen: Mapping[tuple[str, int], Sequence[int]]) -> bool:
+    for top in range(line.top - _OVERPRINT, line.top + _OVERPRINT + 1):
+        for left in seen.get((line.text, top), ())[-_MOST_EQUAL:]:
+            if abs(line.left - left) <= _OVERPRINT:
+                return True
+    return False
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ _EXTRA_CHARS: Final = 100_000
 #: Memory that pages have taken until MuPDF is told to let go of their fonts and pictures, and half of what is left at
 #: most; by itself it keeps up to 256 MiB of them. Each font that is loaded anew costs as much as a page. Where nobody
 #: counts it is told so every so many pages.
-_STORE_BYTES: Final = 16 << 20
+_STORE_BYTES: Final = 32 << 20
 _STORE_PAGES: Final = 64
 #: A file of at most so many bytes is read at once: MuPDF would seek before each few hundred bytes.
 _IN_MEMORY_BYTES: Final = 1 << 20
