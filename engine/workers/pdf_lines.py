@@ -28,6 +28,9 @@ _CELL_CHARS, _CELL_ROWS = 25, 3
 _OVERPRINT: Final = 2
 #: Lines of the same text and height that are looked at for that: one word ten thousand times takes no square of it.
 _MOST_EQUAL: Final = 100
+#: Signs of a line that is spaced out, letter by letter, and how many of them are letters: more than in rows of numbers.
+_SPACED_SIGNS, _SPACED_LETTERS = 5, 0.6
+_GAPS = re.compile(r"\s{2,}")
 #: What a line ends with where a word is broken: hyphen-minus, hyphen, soft hyphen.
 _HYPHENS: Final = frozenset("-\u2010\u00ad")
 _SOFT: Final = "\u00ad"
@@ -75,6 +78,8 @@ def text_of(blocks: Sequence[Mapping[str, Any]], before: str = "") -> str:
         for line in block.get("lines", ()):
             text = line["text"].rstrip()
             if text:
+                if len(text) <= 2 * text.count(" ") + 1 >= 2 * _SPACED_SIGNS - 1:
+                    text = _closed_up(text)
                 box = line["bbox"]
                 top = box["y"]
                 # All that most lines cost: one that begins above the middle of the line before it may stand beside it.
@@ -86,6 +91,17 @@ def text_of(blocks: Sequence[Mapping[str, Any]], before: str = "") -> str:
     if beside:
         texts = _without_sides(_printed_once([_line(text, box) for text, box in zip(texts, boxes, strict=True)]))
     return _with_whole_words(texts, before)
+
+
+def _closed_up(text: str) -> str:
+    """A line whose letters are set apart, as in headings, as words: "S u m m e r  n i g h t". Any other as it is."""
+    words = _GAPS.split(text.strip())
+    if any(len(word) % 2 == 0 or word[1::2].strip() or " " in word[::2] for word in words):
+        return text
+    closed = [word[::2] for word in words]
+    signs = "".join(closed)
+    is_print = len(signs) >= _SPACED_SIGNS and sum(map(str.isalpha, signs)) >= _SPACED_LETTERS * len(signs)
+    return " ".join(closed) if is_print else text
 
 
 def _line(text: str, box: Mapping[str, int]) -> Line:

@@ -82,6 +82,24 @@ def test_what_is_printed_over_itself_is_read_once(desk: Desk) -> None:
     assert text.splitlines() == ["Of the mill", "line 0 of the text", "line 1 of the text", "Ann\tAnn", "Ann"]
 
 
+@pytest.mark.parametrize(
+    ("spaced", "closed"),
+    [
+        ("S u m m e r  n i g h t", "Summer night"),
+        ('  n e t :  " h o s t "  ', 'net: "host"'),
+        ("M Ü H L E N", "MÜHLEN"),
+        ("目 次 と 索 引", "目次と索引"),
+        ("1 2 3 4 5 6", "1 2 3 4 5 6"),
+        ("a b c", "a b c"),
+        ("I am a mill", "I am a mill"),
+        ("a  b  c  d  e  f", "a b c d e f"),
+    ],
+)
+def test_letters_that_are_set_apart_are_words(spaced: str, closed: str) -> None:
+    """Headings; not numbers beside each other, and not the few letters of a list."""
+    assert text_of(lines(spaced)) == closed
+
+
 def test_no_word_of_a_page_is_lost_or_made_up(desk: Desk) -> None:
     """Whatever stands beside what."""
     texts = [(20 + 37 * n % 450, 30 + 53 * n % 640, f"word{n}") for n in range(200)]
