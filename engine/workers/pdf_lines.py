@@ -56,8 +56,15 @@ class Line(NamedTuple):
     right: int
     bottom: int
 
+    @property
+    def is_sideways(self) -> bool:
+        """It runs up or down the page."""
+        return len(self.text) > 3 and self.bottom - self.top > 2 * (self.right - self.left)
+
     def is_beside(self, other: Line) -> bool:
-        """Whether both stand on the same height, and neither over the other."""
+        """Whether both stand on the same height, and neither over the other; lines that run up the page never do."""
+        if self.is_sideways or other.is_sideways:
+            return False
         common = min(self.bottom, other.bottom) - max(self.top, other.top)
         if common <= 0 or 2 * common < min(self.bottom - self.top, other.bottom - other.top):
             return False

@@ -82,6 +82,25 @@ def test_what_is_printed_over_itself_is_read_once(desk: Desk) -> None:
     assert text.splitlines() == ["Of the mill", "line 0 of the text", "line 1 of the text", "Ann\tAnn", "Ann"]
 
 
+@pytest.mark.parametrize("degrees", [90, 270])
+def test_lines_that_run_up_the_page_are_no_cells(desk: Desk, degrees: int) -> None:
+    """Printed across the sheet, they stand one after the other, words broken at their ends whole."""
+    pdf = pymupdf.open()
+    page = pdf.new_page()
+    box = pymupdf.Rect(72, 72, 520, 770)
+    said = (
+        "The wheel of the mill turns in the evening and no-",
+        "body hears it.",
+        "Nothing rests at night, as the mil-",
+        "ler says.",
+    )
+    page.insert_textbox(box, "\n".join(said), rotate=degrees)
+    document = desk.read(pdf.tobytes(), "a.pdf")
+    assert document.pages[0].text == (
+        "The wheel of the mill turns in the evening and nobody\nhears it.\nNothing rests at night, as the miller\nsays."
+    )
+
+
 @pytest.mark.parametrize(
     ("spaced", "closed"),
     [
