@@ -32,6 +32,9 @@ LOW_CONFIDENCE = 60.0
 MAX_PARTS = 1_000
 #: Bytes of one part. Mail servers refuse far smaller ones.
 MAX_PART_BYTES = 2_000_000_000
+#: Bytes of all parts of one item, unless the item is a quarter of that itself: one stream may stand there under a
+#: thousand names.
+MAX_PARTS_BYTES = 64 << 20
 #: Characters of any short field: titles, names, facts.
 MAX_FIELD_CHARS = 4_000
 #: Facts of one document; the kinds that are read have about ten.
@@ -255,6 +258,11 @@ def cut_to_limit(document: Document, limit_bytes: int) -> Document:
     where = f" on page {cut_on}" if cut_on else ""
     note = f"partial: the text was cut at {format_size(limit_bytes)}{where}; in all it has {format_size(whole)}"
     return replace(document, pages=tuple(pages), notes=(*document.notes[: MAX_NOTES - 1], note))
+
+
+def parts_limit(size_bytes: int) -> int:
+    """Bytes of all parts of an item of that size: in mails they are smaller, in other files they may be packed."""
+    return max(MAX_PARTS_BYTES, 4 * size_bytes)
 
 
 def merge_page(page: Page, recognised: Page | None) -> Page:

@@ -15,7 +15,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from engine.document import MAX_PAGE_CHARS, MAX_TEXT_CHARS
+from engine.document import MAX_PAGE_CHARS, MAX_PARTS_BYTES, MAX_TEXT_CHARS
 from engine.model import Stage
 
 #: A document of the longest text allowed, whose characters take at most 4 bytes as UTF-8 (what stands for itself twice,
@@ -74,8 +74,8 @@ def outbox_limit(stage: Stage, orders: int, size_bytes: int) -> int:
     """Bytes that an honest worker may have in its outbox for a unit of so many orders; `size_bytes` as in need_of."""
     match stage:
         case Stage.EXTRACT:
-            # Attachments are never larger than the mail; an embedded file may be packed, within what readers allow.
-            return orders * DOCUMENT_JSON_BYTES + 4 * size_bytes
+            # Of each order the document, and its attachments as far as readers take them (document.parts_limit).
+            return orders * (DOCUMENT_JSON_BYTES + MAX_PARTS_BYTES) + 4 * size_bytes
         case Stage.OCR:
             return orders * PAGE_JSON_BYTES + PAGE_IMAGE_BYTES
         case Stage.CHUNK:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from engine.document import MAX_FIELD_CHARS, MAX_PARTS, Document, Page, Part, cut_text, text_bytes
+from engine.document import MAX_FIELD_CHARS, MAX_PARTS, Document, Page, Part, cut_text, parts_limit, text_bytes
 from engine.model import Kind
 from engine.ports import Place, StageFailed
 from engine.reasons import Reason
@@ -31,8 +31,6 @@ TITLE_CHARS: Final = 500
 PAGE_DPI: Final = 200
 #: Pixels of one sheet. A4 at 200 dpi has 3.9 million, A3 at 300 dpi 17 million; giant pages get a lower resolution.
 MAX_SHEET_PIXELS: Final = 20_000_000
-#: Bytes of all parts of one item, unless the item itself is larger: one stream may stand there under a thousand names.
-MAX_PARTS_BYTES: Final = 512 << 20
 #: Memory that decoding may leave to whatever comes after it: the document, its JSON, an error to report.
 _SPARE_BYTES: Final = 8 << 20
 #: Notes of one document; what more there is to say repeats itself.
@@ -155,7 +153,7 @@ class Parts:
     _room_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self._room_bytes = max(MAX_PARTS_BYTES, os.stat(self.material.path).st_size)
+        self._room_bytes = parts_limit(os.stat(self.material.path).st_size)
 
     def is_full(self) -> bool:
         """Whether nothing more is taken, so that it need not be unpacked first."""

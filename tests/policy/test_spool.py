@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.document import parts_limit
 from engine.model import Stage
-from engine.policy.spool import Need, SpoolBudget, Verdict, need_of, outbox_limit
+from engine.policy.spool import DOCUMENT_JSON_BYTES, Need, SpoolBudget, Verdict, need_of, outbox_limit
 
 LIMIT, RESERVE, LEAST = 100, 50, 20
 
@@ -107,6 +108,8 @@ def test_what_takes_nothing_never_waits() -> None:
 def test_honest_results_are_within_the_limit_of_an_outbox() -> None:
     """A mail of nothing but attachments, a text of 20 million Chinese characters, 256 vectors of 384 numbers."""
     assert outbox_limit(Stage.EXTRACT, 1, 10**9) > 10**9
+    for size in (0, 10**6, 10**8):
+        assert outbox_limit(Stage.EXTRACT, 1, size) >= DOCUMENT_JSON_BYTES + parts_limit(size)
     assert outbox_limit(Stage.CHUNK, 1, 20_000_000) > 14.3 * 20_000_000
     assert outbox_limit(Stage.EMBED, 1, 256) > 256 * 384 * 4
     assert outbox_limit(Stage.INDEX, 1, 10**9) > 10**9

@@ -17,7 +17,7 @@ from PIL import Image
 
 from engine.ports import StageFailed
 from engine.reasons import Reason
-from engine.workers import image_heads, markup, pdf_lines, read_docx, read_event, read_mail, read_pdf, reading
+from engine.workers import image_heads, markup, pdf_lines, read_docx, read_event, read_mail, read_pdf
 from engine.workers.archive import open_archive
 from engine.workers.ocr import open_stage
 from engine.workers.reading import tidy
@@ -153,7 +153,7 @@ def test_one_embedded_file_under_many_names_does_not_fill_the_outbox(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parts are written up to a bound in all; the rest is said to be left out."""
-    monkeypatch.setattr(reading, "MAX_PARTS_BYTES", 5_000_000)
+    monkeypatch.setattr("engine.document.MAX_PARTS_BYTES", 5_000_000)
     document = desk.read(bombs.attachments(40, 1_050_000), "a.pdf")
     assert len(document.parts) == 4
     assert document.notes == ("36 parts were left out: too many, too large or damaged",)
