@@ -151,7 +151,8 @@ def test_a_worker_that_never_ends_writing_is_stopped_and_its_file_set_aside(
     (tmp_path / "home" / "0.txt").rename(tmp_path / "home" / "endless.txt")
     monkeypatch.setattr("engine.coordinator.Supervisor", partial(Supervisor, package="tests.saboteurs.endless"))
     # So that it takes no second of writing.
-    monkeypatch.setattr("engine.policy.spool.DOCUMENT_JSON_BYTES", 20_000_000)
+    monkeypatch.setattr("engine.policy.spool.DOCUMENT_JSON_BYTES", 10_000_000)
+    monkeypatch.setattr("engine.policy.spool.MAX_PARTS_BYTES", 10_000_000)
     assert _run(settings, None) == 3
     with open_own_ledger(settings) as ledger:
         (failed,) = ledger.failures()
