@@ -261,6 +261,7 @@ def test_a_web_page_calls_its_encoding_what_the_web_does(desk: Desk, declared: s
         (f"<table><tr><td><p>a</p><p>{'b ' * 1500}</p></td><td>c</td></tr></table>", f"a\n\n{'b ' * 1499}b | c"),
         ("<table><tr><td>a<table><tr><td>b</td><td>c</td></tr></table></td></tr></table>", "a\n\nb | c"),
         ("<button>Send</button> <input type=submit value=Go><input type=hidden value=x><input placeholder=Name>", None),
+        ("<label>Note</label><textarea>typed</textarea><label>Name</label>", "Note typed Name"),
         ("<textarea>typed</textarea><select><option>x</select>", "typed"),
         ("<svg><title>x</title><desc>x</desc><style>x</style><text>one</text><text>two</text></svg>", "one\ntwo"),
         ("<math><mi>a</mi><annotation>x</annotation></math>", "a"),
