@@ -375,10 +375,12 @@ def _dense_weight(sign: str, encoding: str) -> float:
 
 
 def _first_byte(sign: str, charset: str) -> int:
+    """0 where the charset has no such character. Python writes a syllable that EUC-KR lacks letter by letter."""
     try:
-        return sign.encode(charset)[0]
+        written = sign.encode(charset)
     except UnicodeEncodeError:
         return 0
+    return written[0] if len(written) <= 2 else 0
 
 
 def _decoded(file: BinaryIO, encoding: str, limit_chars: int, *, errors: str) -> Decoded:

@@ -58,9 +58,11 @@ _LINES: Final = frozenset(
     }
 )
 _ROWS: Final = frozenset({"tr", "table"})
+#: What stands in a frame of its own within a line.
+_BOXES: Final = frozenset({"button", "textarea"})
 #: Elements whose beginning or end is more than words; of all others nothing is done.
 _MEANT: Final = frozenset(
-    {*_HIDDEN, *_PARAGRAPHS, *_LINES, "td", "th", "br", "img", "input", "button", "svg", "title", "a"}
+    {*_HIDDEN, *_PARAGRAPHS, *_LINES, "td", "th", "br", "img", "input", *_BOXES, "svg", "title", "a"}
 )
 
 Report = Callable[[int, int], None]
@@ -293,7 +295,7 @@ class _Page(_Words):
         elif tag == "input":
             written = (attributes.get("type") or "").lower() in _WRITTEN_INPUTS
             self.data(f" {attributes.get('value') or attributes.get('placeholder') or ''} " if written else " ")
-        elif tag == "button":
+        elif tag in _BOXES:
             self.data(" ")
         elif tag == "svg":
             self._drawing += 1
@@ -306,7 +308,7 @@ class _Page(_Words):
             return
         elif tag == "a":
             self._link_end = len(self._pieces)
-        elif tag == "button":
+        elif tag in _BOXES:
             self.data(" ")
         elif tag in _HIDDEN:
             self._hidden = max(0, self._hidden - 1)

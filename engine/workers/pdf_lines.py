@@ -241,6 +241,8 @@ def _joined(line: str, following: str, around: str, seldom: bool) -> tuple[str, 
         return None
     if tail in _SUSPENDED and head + tail not in around:
         return None
+    if not rest and tail.isdecimal() and head[-1].isalpha() and f"{head}-{tail}" not in around:
+        return None  # a page's number, below a word that goes on overleaf
     if hyphen != _SOFT and _keeps_hyphen(head, tail, around, seldom):
         return f"{line[:-1]}-{tail}", rest
     return f"{line[:-1]}{tail}", rest

@@ -86,7 +86,12 @@ _SIGNS: Final = {
     "m:den": "/",
     "m:sup": "^",
 }
-_OTHERS: Final = frozenset({"w:tab", "w:sym", "symex:symEx", "mc:AlternateContent", "mc:Choice", "m:f"})
+_OTHERS: Final = frozenset(
+    {
+        *("w:tab", "w:sym", "symex:symEx", "mc:AlternateContent", "mc:Choice", "m:f"),
+        *("w:ddList", "w:result", "w:default", "w:listEntry", "w:fldChar"),
+    }
+)
 #: By what expat calls an element, its name with the usual prefix.
 _KNOWN: Final = {
     f"{space} {name.partition(':')[2]}": name
@@ -375,6 +380,28 @@ class _Frame:
     readings: list[str] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _Choice:
+    """What was chosen in a form's list of old: the list stands in the field, which has no text of its own.
+
+    at           how many entries come before it; None until that is said
+    text_before  pieces of the paragraph before the field
+    """
+
+    text: str = ""
+    at: int | None = None
+    text_before: int = 0
+
+    def hear(self, known: str, said: str) -> None:
+        """Which entry it is, what it is where nothing was chosen, and the entries, in this order."""
+        if known == "w:listEntry":
+            self.at = (self.at or 0) - 1
+            if self.at == -1:
+                self.text = said
+        elif self.at is None and said.isdecimal():
+            self.at = int(said[:9])
+
+
 def _add(lines: list[str], text: str) -> int:
     """A line more, unless it is empty and two such stand there: a million of them would take room and say nothing.
     Returns what its end takes of the limit: 1 or 0."""
@@ -400,6 +427,7 @@ class _Story:
         self._chosen: list[bool] = []  # for each alternative around, whether one of its choices was read
         self._labels: set[str] = set()  # of a chart, whose series repeat them
         self._in_text = False
+        self._choice = _Choice()
 
     def text(self) -> str:
         """Lines so far, also of paragraphs that were not closed."""
@@ -457,6 +485,14 @@ class _Story:
                 self._keep(_sign(attributes.get(f"{space} char", ""), attributes.get(f"{space} font", "")))
             case "symex:symEx":
                 self._keep(_sign(attributes.get(f"{space} char", ""), ""))
+            case "w:ddList":
+                self._choice = _Choice(text_before=len(self._frames[-1].pieces))
+            case "w:result" | "w:default" | "w:listEntry":
+                self._choice.hear(known, attributes.get(f"{space} val", ""))
+            case "w:fldChar" if self._choice.text and attributes.get(f"{space} fldCharType") == "end":
+                if len(self._frames[-1].pieces) == self._choice.text_before:
+                    self._keep(self._choice.text)
+                self._choice = _Choice()
             case "mc:AlternateContent":
                 self._chosen.append(False)
             case "mc:Choice" if self._chosen:

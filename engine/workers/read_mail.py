@@ -48,6 +48,8 @@ _LINE_BYTES: Final = 57
 _FEED_BYTES: Final = 1 << 16
 #: Bytes of a mail that are read. Providers refuse beyond 150 MB.
 MAX_MAIL_BYTES: Final = 256 << 20
+#: What a browser that saves a page in one file (MHTML) puts beside it.
+_CODE: Final = frozenset({"text/css", "text/javascript"})
 #: Levels of parts within parts; people forward a forwarded mail some ten times.
 MAX_DEPTH: Final = 50
 
@@ -226,6 +228,8 @@ class _Content:
         self.material.place.progress(self.leaves, self.leaves)
         if kind in ("text/plain", "text/html") and not _is_attached(message):
             self._text(message, kind)
+        elif kind in _CODE and not _is_attached(message):
+            pass
         elif (
             kind.startswith(("text/", "message/", "multipart/"))
             and kind != "text/calendar"

@@ -211,6 +211,8 @@ _NUL_LANES: Final = (
 _NOT_TEXT: Final = bytes(code for code in (*range(9), *range(0x0E, 0x1B), *range(0x1C, 0x20), 0x7F))
 #: But for these, in Korean text of before (ISO-2022-KR, RFC 1557).
 _SHIFTS: Final = b"\x0e\x0f"
+#: With which texts of DOS end, and are filled up to a whole block.
+_DOS_END: Final = b"\x1a"
 _ASCII_TEXT: Final = bytes((0x09, 0x0A, 0x0D, *range(0x20, 0x7F)))
 
 _FIELD = re.compile(rb"([!-9;-~]{1,60})[ \t]*:")
@@ -436,6 +438,7 @@ def _as_text(head: bytes, name: str) -> bytes | None:
     encoding = encoding_of_start(head)
     if encoding:
         return head.decode(encoding, "ignore").encode("utf-8", "ignore")
+    head = head.rstrip(_DOS_END)
     shifts = _SHIFTS if b"\x1b$)C" in head else b""
     controls = len(head) - len(head.translate(None, _NOT_TEXT)) - sum(map(head.count, shifts))
     # Some exports have stray NULs between the fields; anything denser is data.

@@ -215,6 +215,16 @@ def run(text: str) -> str:
     return f'<w:r><w:t xml:space="preserve">{text}</w:t></w:r>'
 
 
+def drop_down(chosen: str, shown: str = "") -> str:
+    """A field of a form as Word made them before there were content controls; other programs write what it shows."""
+    entries = "".join(f'<w:listEntry w:val="{town}"/>' for town in ("Ulm", "Bonn", "Kiel"))
+    return (
+        f'{run("Town: ")}<w:r><w:fldChar w:fldCharType="begin"><w:ffData><w:ddList>{chosen}{entries}</w:ddList>'
+        "</w:ffData></w:fldChar></w:r><w:r><w:instrText> FORMDROPDOWN </w:instrText></w:r>"
+        f'<w:r><w:fldChar w:fldCharType="separate"/></w:r>{shown}<w:r><w:fldChar w:fldCharType="end"/></w:r>{run(".")}'
+    )
+
+
 @pytest.mark.parametrize(
     ("inside", "text"),
     [
@@ -229,6 +239,12 @@ def run(text: str) -> str:
             '<w:r><w:fldChar w:fldCharType="end"/></w:r>',
             "result",
         ),
+        (drop_down('<w:result w:val="1"/>'), "Town: Bonn."),
+        (drop_down('<w:result w:val="0"/><w:default w:val="2"/>'), "Town: Ulm."),
+        (drop_down('<w:default w:val="2"/>'), "Town: Kiel."),
+        (drop_down(""), "Town: Ulm."),
+        (drop_down('<w:result w:val="1"/>', run("Bonn")), "Town: Bonn."),
+        (drop_down('<w:result w:val="9"/>'), "Town: ."),
         (f"<w:smartTag>{run('tag')}</w:smartTag>", "tag"),
         (f"<w:moveTo>{run('moved here')}</w:moveTo>", "moved here"),
         (f"{run('a')}<w:del>{run('as some programs write it')}</w:del>{run('b')}", "ab"),

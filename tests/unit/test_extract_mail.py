@@ -137,6 +137,16 @@ def test_html_around_pictures_is_the_same_text(desk: Desk) -> None:
     assert [part.name for part in document.parts] == ["logo.png"]
 
 
+def test_a_web_page_saved_in_one_file_is_its_words(desk: Desk) -> None:
+    """Browsers keep the page's styles beside it, as parts that nothing calls attached."""
+    page = EmailMessage()
+    page["From"], page["Subject"] = "<Saved by Blink>", "The mill"
+    page.set_content("<p>It turns.</p>", subtype="html")
+    page.add_related(b"p { color: red }", "text", "css", cid="<style>", disposition="inline")
+    document = desk.read(page.as_bytes(), "mill.mhtml")
+    assert (document.title, text_of(document)) == ("The mill", "It turns.")
+
+
 @pytest.mark.parametrize("charset", ["utf-8", "iso-8859-1", "us-ascii", "nonsense"])
 def test_a_charset_that_lies_costs_nothing(desk: Desk, charset: str) -> None:
     """Raw bytes under any declaration."""

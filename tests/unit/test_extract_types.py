@@ -48,6 +48,7 @@ PDF_HEAD = b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n"
         ("Grüße aus Köln".encode("utf-32-le"), "a.txt", types.PLAIN),
         ("Grüße aus Köln".encode("cp1252"), "a.txt", types.PLAIN),
         ("Привет всем, вот новости.\n".encode("utf-16-le") * 3, "a.txt", types.PLAIN),
+        (b"The mill turns.\r\n" + b"\x1a" * 111, "readme", types.PLAIN),
         (bytes(range(1, 256)) * 4, "a.txt", types.UNKNOWN),
         (bytes(range(0, 256, 2)) * 40, "a", types.UNKNOWN),
         (b"".join(number.to_bytes(2, "little") for number in range(0, 60_000, 7)), "a", types.UNKNOWN),

@@ -155,6 +155,9 @@ def lines(*texts: str) -> list[dict[str, Any]]:
         (("de la main-", "d’œuvre"), "de la main-d’œuvre"),
         (("по-", "нимание"), "понимание"),
         (("ends with in-",), "ends with in-"),
+        (("goes on over-", "12"), "goes on over-\n12"),
+        (("a case of COVID-", "19 in spring"), "a case of COVID-19\nin spring"),
+        (("COVID-19 and COVID-", "19"), "COVID-19 and COVID-19"),
     ],
 )
 def test_words_that_a_lines_end_broke_are_whole(texts: tuple[str, ...], whole: str) -> None:
