@@ -1,7 +1,7 @@
 """Stage `chunk`: a document -> its chunks, no longer than the embedding model reads, in a worker process.
 
-Rule: only for documents that were kept: those with pages that were read by OCR, and those of an earlier way of cutting.
-What is read and cut at once is cut where it is read (extract.py).
+Rule: only for documents that were kept: those with pages that were read by OCR, very long ones, and those of an earlier
+way of cutting. All others are cut where they are read (extract.py).
 """
 
 from __future__ import annotations

@@ -237,12 +237,8 @@ def line(text: str, limit: int) -> str:
 def told(error: BaseException) -> str:
     """What an error of a library says, on one line, without the path of our own inbox and MuPDF's number of its kind,
     which tell nobody anything."""
-    message = re.sub(r"""\bcode=\d+: |(?:file )?['"]?/[^'"\s]{2,}['"]?""", _of_the_file, str(error))
-    return line(message, 500) or type(error).__name__
-
-
-def _of_the_file(match: re.Match[str]) -> str:
-    return "" if match[0].startswith("code=") else "the file"
+    message = re.sub(r"""(?:file )?['"]?/[^'"\s]{2,}['"]?""", "the file", str(error))
+    return line(re.sub(r"\bcode=\d+: ", "", message), 500) or type(error).__name__
 
 
 def _last_of(path: str) -> str:
