@@ -777,8 +777,9 @@ class Coordinator:
         self._supervisor.reserve(worker, number, len(unit.pieces), owner=self._owner_of(unit))
         name = worker.number, number
         _log.debug(
-            "lease %s: unit %s of %s, %s orders of %s, worker %s, %s bytes promised",
+            "lease %s: unit %s of %s, %s orders of %s, worker %s, %s bytes promised, %.0f CPU seconds allowed",
             *(lease, unit.number, unit.user, len(unit.pieces), unit.stage, worker.number, unit.memory_bytes),
+            sum(piece.estimate.deadline for piece in unit.pieces),
         )
         going = _Going(owner=owner, unit=unit, lease=lease, worker=worker, name=name, began=self._clock.monotonic())
         self._going[name] = going

@@ -10,6 +10,7 @@ to the desk by itself: claims go with the loop's next words to it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from engine.policy.tokens import Limits
 from engine.ports import Answer, Claim, Clock
 from engine.reasons import Reason
 from engine.workers.supervisor import Report, Supervisor, Swollen, Worker
+
+_log = logging.getLogger(__name__)
 
 #: The longest that the desk is not told who works on a lease: its guard looks as often.
 TELL_SECONDS = 0.1
@@ -67,11 +70,13 @@ class Promises:
         )
         self._by_lease[lease] = promise
         promise.limit_bytes = self._limit_of(promise)
+        _log_promise(promise)
         return promise.limit_bytes
 
     def end(self, lease: LeaseId) -> None:
         """The unit is over. One that had not begun is passed over."""
-        self._by_lease.pop(lease, None)
+        if self._by_lease.pop(lease, None) is not None:
+            _log.debug("lease %s is over", lease)
 
     def note_swollen(self, report: Swollen) -> None:
         """More is asked for, with the next words to the desk; or nothing, and the worker stays with what it has."""
@@ -174,6 +179,7 @@ class Promises:
 
     def _allow(self, promise: _Promise) -> None:
         promise.limit_bytes = max(promise.limit_bytes, self._limit_of(promise))
+        _log_promise(promise)
         self._supervisor.allow(promise.worker, promised_bytes=promise.promised_bytes, limit_bytes=promise.limit_bytes)
 
     def _limit_of(self, promise: _Promise) -> int:
@@ -183,3 +189,11 @@ class Promises:
             room_bytes=self._room_bytes,
             cores=self._limits().cpu_limit,
         )
+
+
+def _log_promise(promise: _Promise) -> None:
+    # scripts/bench hostile reads it.
+    _log.debug(
+        "lease %s: process %s is promised %s bytes, and meets an error at %s",
+        *(promise.lease, promise.worker.watched.pid, promise.promised_bytes, promise.limit_bytes),
+    )

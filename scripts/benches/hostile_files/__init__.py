@@ -1,0 +1,1 @@
+"""The part of `scripts/bench hostile` that looks at workers from outside."""
