@@ -135,7 +135,9 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """A worker is gone, and its unit with it. `blamed`: the order that was being done; None: nobody's fault.
+    """A worker is gone, and its unit with it: never said of a unit that has Finished.
+
+    blamed: the order that was being done; None: nobody's fault.
 
     untouched: the orders that had not begun, and may be given out again as they are.
     cpu_seconds, peak_bytes: what the order that was being done had used by then, as seen from outside; 0: not seen.
@@ -224,6 +226,11 @@ class Worker:
     def busy(self) -> bool:
         """It has been given a unit that has not ended."""
         return self.unit != 0
+
+    @property
+    def has_finished(self) -> bool:
+        """All orders of its unit have ended, and Finished was said of it; it is not released yet."""
+        return self.busy and not self.given and len(self.done) == self.orders
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -751,7 +758,7 @@ class Supervisor:
         if dying.failure is None and code == EXIT_FULL and between:
             # Said between two orders, that is no order's fault. Before the first it would be said for ever.
             failure = Failure(reason=Reason.KILLED, detail="its worker made way: it could not give memory back")
-        if worker.unit:
+        if worker.busy and not worker.has_finished:
             reports.append(self._loss(dying, failure))
         if not worker.ready:
             self._note_failed_start(worker, failure)

@@ -847,15 +847,22 @@ def test_a_result_twice_is_a_lie(opened: Opener) -> None:
     assert 0 not in lost(reports).untouched
 
 
-def test_a_unit_ends_once(opened: Opener) -> None:
-    """A second end of the same unit is a lie, and not another end."""
+@pytest.mark.parametrize("after", ["a second end", "its own end"])
+def test_a_unit_ends_once(opened: Opener, after: str) -> None:
+    """Whatever a worker does in the moment after the end of its unit, the unit is not lost as well."""
     one = opened()
-    end = ["say", {"is": "UnitDone", "unit": 1}]
-    liar = one.start(Stage.CHUNK, {"script": [READY, ["read"], ["say", DONE], end, end]})
+    end = {"is": "UnitDone", "unit": 1}
+    twice = ["bytes", "".join(framed(json.dumps(end).encode())[1] for _ in range(2))]
+    last = [twice] if after == "a second end" else [["say", end], ["exit", 1]]
+    liar = start_ready(one, Stage.CHUNK, {"script": [READY, ["read"], ["say", DONE], *last]})
     give(one, liar, {})
+    if after == "its own end":
+        assert liar.watched.wait_end(PATIENCE_SECONDS)
     reports = poll_until(one, lambda: liar.gone)
-    assert [type(report) for report in reports[:2]] == [Ended, Finished]
-    assert not any(isinstance(report, Finished) for report in reports[2:])
+    assert [type(report) for report in reports] == [Ended, Finished]
+    one.release(liar)
+    poll_until(one, lambda: not one.dying)
+    assert poll(one) == []
 
 
 @pytest.mark.parametrize("script", [[["say", DONE]], [["say", {"is": "Progress", "done": 1, "total": 2}], ["wait"]]])
