@@ -157,8 +157,8 @@ class Document:
         """Raises MalformedMessage for anything that `to_json` would not have written."""
         table = _table(value, "document")
         pages = tuple(_page(entry) for entry in _list(table, "pages", MAX_PAGES))
-        if sum(len(page.text) for page in pages) > MAX_TEXT_CHARS:
-            raise MalformedMessage(f"document has more than {MAX_TEXT_CHARS} characters")
+        if sum(text_bytes(page.text) for page in pages) > MAX_TEXT_BYTES:
+            raise MalformedMessage(f"document has more than {MAX_TEXT_BYTES} bytes of text")
         facts = _table(table.get("facts", {}), "facts")
         if len(facts) > MAX_FACTS:
             raise MalformedMessage(f"document has more than {MAX_FACTS} facts")

@@ -17,10 +17,22 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from engine.document import MAX_NOTES, MAX_PAGE_CHARS, Document, Method, Page, cut_to_limit, low_confidence, merge_page
+from engine.document import (
+    MAX_NOTES,
+    MAX_PAGE_CHARS,
+    MAX_TEXT_BYTES,
+    Document,
+    Method,
+    Page,
+    cut_to_limit,
+    low_confidence,
+    merge_page,
+    text_bytes,
+)
 from engine.errors import MalformedMessage
 from engine.journal import LostPages, Unfinished
 from engine.model import (
@@ -354,9 +366,10 @@ class UserPipeline:
         item.title, item.facts = document.title, document.facts
         item.chars = sum(len(page.text) for page in document.pages)
         wanting = {page.number: page.pixels for page in document.pages if page.needs_ocr}
-        known = self._writer.pages(item.content) if self._plan.ocr and wanting else wanting
-        item.pages_left = {number: pixels for number, pixels in wanting.items() if number not in known}
         unread = bool(wanting) and not self._plan.ocr
+        known = _recognised_pages(self._writer, item.content) if wanting and not unread else {}
+        item.pages_left = {} if unread else {name: pixels for name, pixels in wanting.items() if name not in known}
+        item.recognised_bytes = sum(text_bytes(page.text) for page in known.values())
         item.partial = unread or any(note.startswith("partial:") for note in document.notes)
 
     def _unit(self, stage: Stage, pieces: Sequence[Piece]) -> Unit:
@@ -763,6 +776,10 @@ class UserPipeline:
         assert item is not None
         if piece.content != item.content or page.number not in item.pages_left:
             return  # Of bytes that are no longer the item's, or known from a twin of it by now.
+        if item.recognised_bytes > MAX_TEXT_BYTES:
+            # More than a document may have, of which all pages are put together at once: the rest would be cut off.
+            page = replace(page, text="")
+        item.recognised_bytes += text_bytes(page.text)
         self._writer.save_pages(item.content, {page.number: json.dumps(page.to_json()).encode()})
         del item.pages_left[page.number]
         self._kept.page_failures.pop((item.record.id, page.number), None)
@@ -780,11 +797,10 @@ class UserPipeline:
 
     def _merge_pages(self, item: Item) -> bool:
         """Put recognised pages into their document. False: nothing could be read, and the item has failed."""
-        recognised = self._writer.pages(item.content)
+        pages = _recognised_pages(self._writer, item.content)
         stored = self._writer.find_document(item.content, item.extract)
         if stored is None:
             return True
-        pages = {number: Page.from_json(json.loads(body)) for number, body in recognised.items()}
         document = Document.from_json(json.loads(stored))
         left = {page.number: page.pixels for page in document.pages if page.needs_ocr and page.number not in pages}
         if left:
@@ -822,8 +838,12 @@ class UserPipeline:
         lines = results.read_json_lines(
             outbox, result, "chunks", most=spool.chunks_limit(chars), most_of_a_line=spool.CHUNK_LINE_BYTES
         )
+        most = spool.most_chunks(chars)
+        chunks = tuple(map(chunk_of, islice(lines, most + 1)))
+        if len(chunks) > most:
+            raise MalformedMessage(f"there are more than {most} chunks of {chars} characters")
         self._work.chunked += 1
-        return tuple(map(chunk_of, lines))
+        return chunks
 
     def _have_chunks(self, item: Item, chunks: tuple[records.Chunk, ...], *, kept: bool = False) -> None:
         """kept: they are in the index's database already, for an item that waits for others may wait long."""
@@ -1136,6 +1156,11 @@ def _name_of(stage: Stage, piece: Piece) -> Hashable:
     if piece.item is None:
         return stage, *(known for known, _ in piece.texts[:1])
     return stage, piece.item.record.id, piece.page
+
+
+def _recognised_pages(writer: Writer, content: str) -> dict[int, Page]:
+    """What OCR has read of a content so far, by number."""
+    return {number: Page.from_json(json.loads(body)) for number, body in writer.pages(content).items()}
 
 
 def _write(target: Path, data: bytes) -> None:

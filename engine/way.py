@@ -42,6 +42,7 @@ class Item:
 
     pages_left  pages that wait for OCR -> their pixels, 0 where unknown
     pages_read  pages that OCR has read in this turn, which took pages_seconds of CPU time
+    recognised_bytes  of the text that OCR has read on pages which wait for the others
     has_parts   the ledger knows attachments of it
     chunks      those that are held until they are published; None: they are in the index's database, if there are any
     """
@@ -58,6 +59,7 @@ class Item:
     pages_left: dict[int, int] = field(default_factory=dict)
     pages_read: int = 0
     pages_seconds: float = 0.0
+    recognised_bytes: int = 0
     missing: set[bytes] = field(default_factory=set)
     chunks: tuple[records.Chunk, ...] | None = None
     has_parts: bool = False

@@ -15,7 +15,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from engine.document import MAX_PAGE_CHARS, MAX_PARTS_BYTES, MAX_TEXT_CHARS
+from engine.document import MAX_PAGE_CHARS, MAX_PAGES, MAX_PARTS_BYTES, MAX_TEXT_CHARS
 from engine.model import Stage
 
 #: A document of the longest text allowed, whose characters take at most 4 bytes as UTF-8 (what stands for itself twice,
@@ -32,6 +32,10 @@ PAGE_JSON_BYTES = 6 * MAX_PAGE_CHARS + (1 << 16)
 CHUNK_BYTES_A_CHAR = 16
 #: Beyond that, for documents of 50,000 pages of a word each.
 CHUNKS_BYTES = 8 << 20
+#: Chunks of a document: the last of each of its pages, those of what is known of it beside its text, and of the text
+#: one for so many characters. The shortest that are cut in the middle of a text have 105 [measured: signs, and breaks
+#: where they hurt most]. A line of nothing takes 22 bytes in the file, and ten times as much in our memory.
+CHUNKS_BESIDE, CHARS_A_CHUNK = MAX_PAGES + 10_000, 32
 #: The longest chunk that a document may have, as document.Chunk bounds it, in bytes of up to 4 for a character.
 CHUNK_LINE_BYTES = 4 * 500_000 + (1 << 16)
 #: A vector of 1,024 numbers of 4 bytes; ours have 384 or fewer.
@@ -89,6 +93,11 @@ def outbox_limit(stage: Stage, orders: int, size_bytes: int) -> int:
 def chunks_limit(chars: int) -> int:
     """Bytes of the chunks of a document with so many characters."""
     return CHUNK_BYTES_A_CHAR * chars + CHUNKS_BYTES
+
+
+def most_chunks(chars: int) -> int:
+    """How many chunks a document with so many characters may have."""
+    return CHUNKS_BESIDE + chars // CHARS_A_CHUNK
 
 
 class Verdict(StrEnum):

@@ -21,6 +21,7 @@ import pytest
 from engine.clock import SystemClock
 from engine.coordinator import Supervisor
 from engine.desk import stop_scheduler
+from engine.document import Page, merge_page
 from engine.errors import CannotRunError
 from engine.model import Failure, ItemState, Lane, LeaseId, Stage, UserId
 from engine.policy.estimates import indexing
@@ -37,6 +38,7 @@ from engine.telemetry import SilentReporter
 from engine.workers import supervisor, watch
 from engine.workers.messages import EXIT_FULL
 from engine.workers.supervisor import Ended, Report, Swollen, Worker
+from tests import files
 from tests.mill import wait_until
 from tests.processes.test_supervisor import (
     DONE,
@@ -56,6 +58,7 @@ from tests.processes.test_supervisor import (
 )
 from tests.processes.test_supervisor import book as book
 from tests.processes.test_supervisor import opened as opened
+from tests.saboteurs.endless.ocr import WORD, WORDS
 
 MIB = 1 << 20
 TOO_MUCH = Failure(reason=Reason.OUT_OF_MEMORY, detail="there is no more")
@@ -431,6 +434,31 @@ def test_bad_files_cost_themselves_alone(tmp_path: Path, monkeypatch: pytest.Mon
             assert {attempt.failure.reason for attempt in attempts if attempt.failure} == {item.reason}
             signals = {attempt.failure.signal for attempt in attempts if attempt.failure}
             assert signals == {{"segv.txt": 11, "unseen kill.txt": 9}.get(item.path, 0)}
+    stop_scheduler(settings.data_dir)
+
+
+def test_more_than_a_document_may_hold_is_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither all that OCR claims to have read on many pages, nor millions of empty chunks: it would be our memory."""
+    settings = replace(settings_of(tmp_path), max_text_bytes=200_000)
+    (tmp_path / "home" / "crumbs.txt").write_text("The avocet in crumbs.")
+    files.scanned_pdf(tmp_path / "home" / "scan.pdf", *("A page of the heron",) * 8)
+    held: list[int] = []
+
+    def merge(page: Page, recognised: Page | None) -> Page:
+        held.append(len(recognised.text) if recognised is not None else 0)
+        return merge_page(page, recognised)
+
+    monkeypatch.setattr("engine.pipeline.merge_page", merge)
+    monkeypatch.setattr("engine.pipeline.MAX_TEXT_BYTES", 200_000)
+    monkeypatch.setattr("engine.coordinator.Supervisor", partial(Supervisor, package="tests.saboteurs.endless"))
+    report = run(settings, None, kind="init", lane=Lane.BULK, orders=Orders(), reporter=SilentReporter())
+    assert (report.counts.indexed, report.counts.partial, report.counts.failed) == (GOOD + 1, 1, 1)
+    page_chars = len(WORD) * WORDS
+    assert sorted(held) == [0] * 6 + [page_chars] * 2
+    with open_own_ledger(settings) as ledger:
+        (failed,) = ledger.failures()
+        assert (failed.path, failed.state, failed.reason) == ("crumbs.txt", ItemState.QUARANTINED, Reason.PROTOCOL)
+        assert failed.detail == "there are more than 60000 chunks of 21 characters"
     stop_scheduler(settings.data_dir)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from engine.document import ChunkKind, Document, Page, chunk_fields
 from engine.embedders import measure_for, spec_of
 from engine.model import Kind
+from engine.policy.spool import CHARS_A_CHUNK
 from engine.text import (
     MAX_KEYWORD_CHARS,
     MAX_QUERY_WORDS,
@@ -193,6 +194,7 @@ def test_pathological_texts_are_cut_in_reasonable_time(name: str) -> None:
     assert time.process_time() - began < 5
     assert bare("".join(pieces)) == bare(text)
     assert all(len(piece) <= 4_000 for piece in pieces)
+    assert len(pieces) <= 1 + len(PATHOLOGICAL[name]) // CHARS_A_CHUNK
 
 
 @pytest.mark.parametrize("name", ["no blanks", "NULs", "one letter with marks", "one letter that becomes eighteen"])
@@ -201,6 +203,7 @@ def test_the_real_tokenizer_survives_pathological_texts(name: str) -> None:
     pieces = list(cut(PATHOLOGICAL[name], measure=minilm(), max_tokens=MINILM_TOKENS))
     assert "".join(pieces) == PATHOLOGICAL[name]
     assert all(len(piece) <= 4_000 for piece in pieces)
+    assert len(pieces) <= 1 + len(PATHOLOGICAL[name]) // CHARS_A_CHUNK
 
 
 def test_the_best_place_to_cut_is_taken() -> None:

@@ -207,12 +207,14 @@ def test_each_kind_of_lie_is_refused(path: tuple[Any, ...], lie: object) -> None
 
 
 def test_the_text_of_all_pages_together_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many pages that are each within the limit are refused when their sum is not."""
-    monkeypatch.setattr(under_test, "MAX_TEXT_CHARS", 10)
-    pages = [{"number": number, "text": "x" * 5, "method": "text"} for number in range(3)]
-    Document.from_json({**honest(), "pages": pages[:2]})
-    with pytest.raises(MalformedMessage, match="more than 10 characters"):
-        Document.from_json({**honest(), "pages": pages})
+    """Many pages that are each within the limit are refused when their sum is not. Bytes count: a character of four
+    takes as much of our memory."""
+    monkeypatch.setattr(under_test, "MAX_TEXT_BYTES", 10)
+    for text in ("xxxxx", "x\U0001f600"):
+        pages = [{"number": number, "text": text, "method": "text"} for number in range(3)]
+        Document.from_json({**honest(), "pages": pages[:2]})
+        with pytest.raises(MalformedMessage, match="more than 10 bytes of text"):
+            Document.from_json({**honest(), "pages": pages})
 
 
 @pytest.mark.parametrize("field", ["kind", "title", "media_type"])

@@ -1,1 +1,1 @@
-"""Stages as they are, but for extraction, which never ends writing about a file that is called so."""
+"""The real stages, but for files that are called so: they make their worker write more than there can be."""

@@ -1,4 +1,5 @@
-"""Fills its outbox for as long as it is let, where the file is called so; else the real stage."""
+"""Fills its outbox for as long as it is let, or cuts a document into far too many pieces, where the file is called so;
+else the real stage."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from engine.ports import Place, StageRunner
 from engine.workers import extract
 
 BLOCK_BYTES, MOST_BLOCKS = 1 << 20, 1500
+CRUMB, CRUMBS = b'["file_chunk","","",0]\n', 100_000
 
 
 class _Endless:
@@ -16,8 +18,14 @@ class _Endless:
         self._real = real
 
     def run(self, order: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
-        if "endless" not in str(order["name"]):
-            return self._real.run(order, place)
+        if "endless" in str(order["name"]):
+            return self._fill(place)
+        result = self._real.run(order, place)
+        if "crumbs" in str(order["name"]):
+            (place.outbox / str(result["chunks"])).write_bytes(CRUMB * CRUMBS)
+        return result
+
+    def _fill(self, place: Place) -> Mapping[str, Any]:
         with open(place.outbox / "result", "ab") as file:
             for block in range(MOST_BLOCKS):
                 file.write(b"x" * BLOCK_BYTES)
