@@ -1,4 +1,4 @@
-"""Hold busy workers to the memory that they were promised, and to a few threads.
+"""Hold busy workers to the memory that they were promised, and to a few threads and processes.
 
 Rule: looked at every 100 ms by a thread of its own, for the loop that owns the workers is busy for seconds at times,
 and by then a worker has taken the machine. The thread knows nothing of units: it weighs what it was told to, and kills
@@ -26,7 +26,7 @@ FAR = 1.25
 #: first look, and that of the kill, it stays under 300 ms.
 FAR_SECONDS = 0.09
 #: Threads of one worker: native libraries are told to use one, and some start one or two more. A machine has some ten
-#: thousand for everybody.
+#: thousand for everybody. Processes are as many: an honest worker runs one program at a time.
 MOST_THREADS = 64
 #: How often what workers have started is looked for, and what share of a core that may take: it reads all of /proc.
 _DESCENT_SECONDS, _DESCENT_SHARE = 0.5, 0.02
@@ -127,10 +127,11 @@ class Watch:
                 resident += processes.resident_bytes(pid)
             except ProcessLookupError:
                 del weighed.seen[pid]
-        threads = processes.threads(weighed.watched.pid)
-        if threads > MOST_THREADS:
-            self._kill(weighed, Failure(reason=Reason.PROTOCOL, detail=f"its worker ran {threads:,} threads"))
-            return
+        running = {"threads": processes.threads(weighed.watched.pid), "processes": len(weighed.seen)}
+        for what, count in running.items():
+            if count > MOST_THREADS:
+                self._kill(weighed, Failure(reason=Reason.PROTOCOL, detail=f"its worker ran {count:,} {what}"))
+                return
         weighed.resident_bytes = resident
         weighed.peak_bytes = max(weighed.peak_bytes, resident)
         promised = weighed.promised_bytes

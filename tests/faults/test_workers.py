@@ -257,6 +257,16 @@ def test_a_worker_of_many_threads_is_stopped(opened: Opener) -> None:
     assert re.fullmatch(r"its worker ran [\d,]+ threads", end.failure.detail)
 
 
+def test_a_worker_of_many_processes_is_stopped(opened: Opener) -> None:
+    """So do they, though they hold less memory than was promised."""
+    one = opened()
+    worker = start_ready(one)
+    give(one, worker, written("a"), {"do": "many processes", "count": 200}, written("c"), promised_bytes=1 << 40)
+    end = lost(rest(poll_to_the_end(one, worker)))
+    assert (end.blamed, end.untouched, end.failure.reason) == (1, (2,), Reason.PROTOCOL)
+    assert re.fullmatch(r"its worker ran \d+ processes", end.failure.detail)
+
+
 def test_a_worker_that_grows_while_it_has_nothing_to_do_is_ended(opened: Opener) -> None:
     """Whoever has taken it over waits until nobody weighs it. It is no unit's fault."""
     one = opened()

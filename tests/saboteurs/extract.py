@@ -236,6 +236,13 @@ def many_threads(order: Mapping[str, Any], place: Place) -> NoReturn:
         threading.Thread(target=signal.pause, daemon=True).start()
 
 
+def many_processes(order: Mapping[str, Any], place: Place) -> NoReturn:
+    """Programs that do nothing and take next to no memory, so many."""
+    for _ in range(order["count"]):
+        subprocess.Popen(["sleep", "600"])
+    sleep(order, place)
+
+
 def later(order: Mapping[str, Any], place: Place) -> Result:
     """Takes so much memory when the unit is over: its worker has nothing to do then, and nobody weighs it."""
 
@@ -368,6 +375,7 @@ DEEDS: dict[str, Callable[[Mapping[str, Any], Place], Result]] = {
     "chatter": chatter,
     "shout": shout,
     "many threads": many_threads,
+    "many processes": many_processes,
     "later": later,
     "child": have_child,
     "orphan": have_orphan,
