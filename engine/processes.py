@@ -410,12 +410,14 @@ def private_bytes(pid: int) -> int:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that the main thread of this one has started and not waited for; none where that is not known."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", "rb", buffering=0) as file:
-            return [int(child) for child in file.read().split()]
-    except OSError:
-        return []
+    """The processes that this one has started and not waited for; none where that is not known."""
+    found = list[int]()
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            # Threads may end meanwhile; what they have started is another's then.
+            with suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb", buffering=0) as file:
+                found += map(int, file.read().split())
+    return found
 
 
 def _stat_fields(pid: int) -> list[str]:

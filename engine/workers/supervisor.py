@@ -660,8 +660,8 @@ class Supervisor:
                 failure = self._overrun(worker, now)
                 if failure is not None:
                     self._lose(worker, failure, reports)
-            elif not worker.given and _resident_bytes(worker) > worker.resting_bytes + GROWTH_BYTES:
-                # Nobody weighs it, and it should be doing nothing.
+            elif not worker.given and _is_up_to_something(worker):
+                # Nobody weighs it, nor what it has started, and it should be doing nothing.
                 idler = Failure(reason=Reason.KILLED, detail="its worker grew while it had nothing to do")
                 self._lose(worker, idler, reports, may_blame=False)
             elif not worker.busy and now - worker.began > IDLE_SECONDS:
@@ -850,6 +850,12 @@ def _cause(code: int, worker: Worker) -> Failure:
             return Failure(reason=Reason.KILLED, detail=f"its worker was ended by {name} from outside", signal=-code)
         return Failure(reason=Reason.CRASHED, detail=f"its worker was ended by {name}", signal=-code)
     return Failure(reason=Reason.CRASHED, detail=f"its worker ended with code {code}{': ' if last else ''}{last}")
+
+
+def _is_up_to_something(worker: Worker) -> bool:
+    """Though it has nothing to do: it has grown, or has processes of its own (orphans of theirs become its own)."""
+    grown = _resident_bytes(worker) > worker.resting_bytes + GROWTH_BYTES
+    return grown or bool(processes.children(worker.process.pid))
 
 
 def _blame(worker: Worker, slate: tuple[int, int] | None, left: Sequence[int], failure: Failure) -> int | None:

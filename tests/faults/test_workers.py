@@ -281,6 +281,20 @@ def test_a_worker_that_grows_while_it_has_nothing_to_do_is_ended(opened: Opener)
     assert monotonic() - began < supervisor.IDLE_SECONDS / 2
 
 
+@pytest.mark.parametrize("helper", ["child", "orphan"])
+def test_a_worker_that_has_processes_while_it_has_nothing_to_do_is_ended(opened: Opener, helper: str) -> None:
+    """Nobody weighs what it has left running then. It goes with it, and is no unit's fault."""
+    one = opened()
+    worker = start_ready(one)
+    (ended, _) = do(one, worker, {"do": helper, "then": "return"})
+    assert isinstance(ended, Ended)
+    one.release(worker)
+    began = monotonic()
+    assert poll_until(one, lambda: worker.gone and not one.dying) == []
+    assert monotonic() - began < supervisor.IDLE_SECONDS / 2
+    assert not is_alive(ended.result["helper"], ended.result["started"])
+
+
 def test_a_leak_of_five_megabytes_a_unit_is_stopped_without_any_loss(
     opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,7 +351,7 @@ def test_no_process_outlives_its_worker_wherever_it_went(
         poll_to_the_end(one, worker)
     if end == "retire":
         one.release(worker)
-        poll_until(one, lambda: len(signed(register)) == count)
+        wait_until(lambda: len(signed(register)) == count, "all of them to have begun")
         assert all(is_alive(*who) for who in signed(register))
         one.retire(worker)
     poll_until(one, lambda: not one.dying)

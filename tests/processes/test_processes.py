@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.processes import Watched, cpu_seconds, cpu_use, is_alive, kill_group, start_time, waited_seconds
+from engine.processes import Watched, children, cpu_seconds, cpu_use, is_alive, kill_group, start_time, waited_seconds
 from tests.mill import wait_until
 
 FAMILY = "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); sys.stdin.read()"
@@ -156,3 +156,24 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_goes_and_never_lowered(
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(after), str(hard)]
+
+
+def test_what_any_thread_has_started_is_a_child() -> None:
+    """Not the first thread's alone: who wants to hide a process starts it from another."""
+    program = (
+        "import os, subprocess, threading\n"
+        "def start():\n"
+        "    print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid, flush=True)\n"
+        "    threading.Event().wait()\n"
+        "threading.Thread(target=start).start()\n"
+    )
+    leader = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, process_group=0)
+    started = start_time(leader.pid)
+    try:
+        assert leader.stdout is not None
+        started_by_it = int(leader.stdout.readline())
+        assert children(leader.pid) == [started_by_it]
+    finally:
+        assert kill_group(leader.pid, started)
+        leader.communicate()
+    assert children(leader.pid) == []
