@@ -3,7 +3,7 @@
 Run as `python -m engine.workers.child PIPE_FD PARENT_PID`. Rule: this file imports nothing that a stage does not need;
 a test holds what it loads against a list. The only broad `except` of the worker is here.
 
-    begin -> sandbox -> load stage -> ready -> [ slate, item, report ]* -> done
+    begin -> sandbox -> load stage -> [rehearsal] -> ready -> [ slate, item, report ]* -> done
 """
 
 from __future__ import annotations
@@ -82,13 +82,15 @@ class _Home:
         self.outbox = folder / "outbox"
         self._slate = os.open(folder / "slate", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._pipe = pipe
+        #: It has said that it is ready: before that nobody asks how it gets on.
+        self.is_ready = False
         self._said = 0.0
         self._memory = _Memory()
         self._uncounted_bytes = 0  # resident when the limit was set, less what the limit counts
 
     def progress(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - self._said >= _PROGRESS_SECONDS:
+        if self.is_ready and now - self._said >= _PROGRESS_SECONDS:
             self._said = now
             send(self._pipe, Progress(done=done, total=total))
 
@@ -160,8 +162,12 @@ def main() -> None:
         # Before the stage and its native libraries are loaded, and before there are threads.
         sandbox.confine(_rules(begin, home))
     runner: StageRunner = importlib.import_module(begin.stage).open_stage(begin.options)
+    if begin.rehearsal is not None:
+        # How it ends says nothing, but that it does.
+        _do_item(runner, begin.rehearsal, home)
     gc.freeze()
     held = home.resident_bytes()
+    home.is_ready = True
     send(pipe, Ready())
     while True:
         try:

@@ -46,13 +46,15 @@ _MAYBE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begin:
     """What a worker is for: one stage, as the module that it is in; its options; the folder that holds its inbox,
-    outbox and slate. `sandbox`: "auto", "strict" or "off"; `private`: folders that stay closed in any case."""
+    outbox and slate. `sandbox`: "auto", "strict" or "off"; `private`: folders that stay closed in any case;
+    `rehearsal`: an order to be done before it is ready, None: none."""
 
     stage: str
     options: Mapping[str, Any]
     home: str
     sandbox: str = "off"
     private: tuple[str, ...] = ()
+    rehearsal: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +190,7 @@ def _decoded(table: dict[str, Any]) -> Message:
                 home=_text(table, "home"),
                 sandbox=_text(table, "sandbox"),
                 private=_texts(table, "private"),
+                rehearsal=None if table.get("rehearsal") is None else _mapping(table, "rehearsal"),
             )
         case "UnitOrder":
             orders = table.get("orders")

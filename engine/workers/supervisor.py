@@ -7,6 +7,10 @@ stages beyond their names: it is given orders and reports how each ended.
     start -> Worker (starting) --Ready--> idle --assign--> busy --UnitDone--> idle --retire--> gone
                                                      \\--death, deadline, lie--> dying --> gone, with a Lost report
 
+A stage of which a worker was lost with an order, before any had ended one, is in doubt: its next workers do an order of
+ours before they are ready (rehearsal.py). So a library that is broken is a stage that cannot be started, and no file is
+blamed for it.
+
 A worker that has been killed is dying until the kernel has let go of it: milliseconds, and where it hangs on a disk
 that does not answer, hours. Only then it is lost: whatever was lent for it is in use until then.
 """
@@ -47,6 +51,7 @@ from engine.workers.messages import (
     UnitOrder,
     send,
 )
+from engine.workers.rehearsal import rehearsal_of
 from engine.workers.watch import FAR, Watch, Weighed
 
 #: A stage loads in under a second; a minute covers a machine that swaps.
@@ -183,6 +188,7 @@ class Worker:
     stream: Stream = field(default_factory=Stream)
     stderr: deque[bytes] = field(default_factory=deque)
     owner: str = ""  # the only one whose files it reads; "": none yet
+    rehearses: bool = False  # it does an order of ours before it is ready
     ready: bool = False
     began: float = 0.0  # of the present state: starting, idle, or the present order
     heard: float = 0.0
@@ -285,6 +291,9 @@ class Supervisor:
         self._unsaid: list[Report] = []
         self._left: list[Path] = []
         self._failed_starts: dict[Stage, int] = {}
+        #: Stages of which a worker has ended an order; and those of which one was lost with one before.
+        self._proven: set[Stage] = set()
+        self._doubted: set[Stage] = set()
         spool.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     # --- what the coordinator does ---
@@ -359,6 +368,7 @@ class Supervisor:
             process=process,
             watched=_Ending(process, started),
             pipe=ours,
+            rehearses=stage in self._doubted,
             began=now,
             heard=now,
         )
@@ -516,7 +526,7 @@ class Supervisor:
         for dying in list(self._dying):
             dying.is_news = False
             while not self._bury(dying, [], HOLD_SECONDS):
-                pass
+                self._doubted.add(worker.stage)
         self._watch.close()
         self._selector.close()
         self._left.clear()
@@ -525,13 +535,22 @@ class Supervisor:
     # --- how ---
 
     def _beginning(self, worker: Worker, options: Mapping[str, Any]) -> Begin:
+        rehearsal = rehearsal_of(worker.stage) if worker.rehearses else None
+        for name, data in rehearsal.files.items() if rehearsal is not None else ():
+            (worker.inbox / name).write_bytes(data)
         return Begin(
             stage=f"{self._package}.{worker.stage.value}",
             options=options,
             home=str(worker.home),
             sandbox=self._sandbox,
             private=self._private,
+            rehearsal=rehearsal.order if rehearsal is not None else None,
         )
+
+    def _note_works(self, stage: Stage) -> None:
+        """A worker of the stage has lived through an order."""
+        self._proven.add(stage)
+        self._doubted.discard(stage)
 
     def _say(self, worker: Worker, message: Message) -> None:
         """Does not wait: orders are small, and what was said before has been read. BlockingIOError: it has not."""
@@ -592,6 +611,8 @@ class Supervisor:
                 worker.ready = True
                 worker.began = now
                 self._failed_starts.pop(worker.stage, None)
+                if worker.rehearses:
+                    self._note_works(worker.stage)
                 worker.base_bytes = _resident_bytes(worker)
                 if worker.pending is not None:
                     self._give(worker)
@@ -600,6 +621,7 @@ class Supervisor:
             case ItemDone() if worker.given and message.unit == worker.unit and self._is_next(worker, message.index):
                 worker.done.add(message.index)
                 worker.words = 0
+                self._note_works(worker.stage)
                 reports.append(
                     Ended(
                         worker=worker,
@@ -770,6 +792,8 @@ class Supervisor:
         blamed = None
         if dying.may_blame and worker.given and left and not _had_grown(worker, failure):
             blamed = _blame(worker, dying.slate, left, failure)
+            if worker.stage not in self._proven:
+                self._doubted.add(worker.stage)
         return Lost(
             worker=worker,
             unit=worker.unit,
@@ -787,8 +811,9 @@ class Supervisor:
         weight = 1 if failure.reason is Reason.KILLED else KILLS_FOR_A_START
         count = self._failed_starts[worker.stage] = self._failed_starts.get(worker.stage, 0) + weight
         if count >= STARTS_IN_A_ROW * KILLS_FOR_A_START:
+            cannot = "survives even a file of our own" if worker.rehearses else "can be started"
             raise CannotRunError(
-                f"no worker for stage {worker.stage} can be started: {failure.detail or failure.reason}; "
+                f"no worker for stage {worker.stage} {cannot}: {failure.detail or failure.reason}; "
                 "`nightmill doctor` says what is missing"
             )
 

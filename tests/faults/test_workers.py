@@ -486,7 +486,16 @@ def test_more_than_a_document_may_hold_is_never_held(tmp_path: Path, monkeypatch
     stop_scheduler(settings.data_dir)
 
 
-def test_stages_that_cannot_be_loaded_end_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("package", "said"),
+    [
+        ("no_start", r"no worker for stage extract can be started: .*libstages\.so\.7.*nightmill doctor"),
+        ("no_use", r"no worker for stage extract survives even a file of our own: .*SIGILL.*nightmill doctor"),
+    ],
+)
+def test_stages_that_do_not_work_end_the_run_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, said: str
+) -> None:
     """Not a start for each file: the cause is said, exit code 4, and every file waits for the next run."""
     settings = settings_of(tmp_path)
     numbers: list[int] = []
@@ -499,8 +508,8 @@ def test_stages_that_cannot_be_loaded_end_the_run_at_once(tmp_path: Path, monkey
             numbers.append(worker.number)
             return worker
 
-    monkeypatch.setattr("engine.coordinator.Supervisor", partial(Counted, package="tests.saboteurs.no_start"))
-    with pytest.raises(CannotRunError, match=r"stage extract .*libstages\.so\.7.*nightmill doctor") as caught:
+    monkeypatch.setattr("engine.coordinator.Supervisor", partial(Counted, package=f"tests.saboteurs.{package}"))
+    with pytest.raises(CannotRunError, match=said) as caught:
         run(settings, None, kind="init", lane=Lane.BULK, orders=Orders(), reporter=SilentReporter())
     assert caught.value.exit_code == 4
     assert len(numbers) <= 2 * supervisor.STARTS_IN_A_ROW

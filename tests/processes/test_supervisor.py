@@ -770,6 +770,51 @@ def test_failed_starts_count_in_a_row_only(opened: Opener) -> None:
     assert start_ready(one).ready
 
 
+def test_a_stage_is_tried_out_when_its_first_order_is_lost(opened: Opener) -> None:
+    """Once: if it survives an order of ours, it was the file's fault. One that has ended an order is not in doubt."""
+    one = opened()
+    end = lost(do(one, start_ready(one), {"do": "exit now", "code": 1}))
+    assert (end.blamed, end.failure.reason) == (0, Reason.CRASHED)
+    tried = start_ready(one)
+    assert (tried.rehearses, tried.ready) == (True, True)
+    lost(do(one, tried, {"do": "exit now", "code": 1}, unit=2))
+    assert not start_ready(one).rehearses
+
+
+@pytest.mark.parametrize(
+    ("stage", "options"),
+    [
+        (Stage.EXTRACT, {"cut": {"measure": "words", "max_tokens": 200}}),
+        (Stage.OCR, {"languages": ["eng"], "backend": "tesserocr"}),
+        (Stage.CHUNK, {"measure": "words", "max_tokens": 200}),
+        (Stage.EMBED, {"embedder": "fast"}),
+        (Stage.INDEX, {}),
+    ],
+)
+def test_every_stage_can_do_what_it_is_tried_out_on(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch, stage: Stage, options: dict[str, Any]
+) -> None:
+    """The order of ours is done to its end, so that what it needs has been used."""
+    one = opened()
+    one._doubted.add(stage)
+    monkeypatch.setattr(one, "_package", "engine.workers")
+    worker = start_ready(one, stage, options)
+    assert worker.ready
+    found = {file.name.partition(".")[2]: file.read_bytes() for file in worker.outbox.iterdir()}
+    match stage:
+        case Stage.EXTRACT:
+            assert set(found) == {"document.json", "chunks.json"}
+            assert b"heron stands on the quay" in found["document.json"]
+        case Stage.OCR:
+            assert b"heron stands on the quay" in found["page.json"]
+        case Stage.CHUNK:
+            assert b"heron stands on the quay" in found["chunks.json"]
+        case Stage.EMBED:
+            assert len(found["vectors.f32"]) == 256 * 4
+        case _:
+            assert len(found["faiss"]) > 0
+
+
 # --- lies ---
 
 

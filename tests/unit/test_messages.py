@@ -45,7 +45,7 @@ _json = st.recursive(
 )
 _tables = st.dictionaries(_text, _json, max_size=3)
 _messages: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Begin, stage=_text, options=_tables, home=_text),
+    st.builds(Begin, stage=_text, options=_tables, home=_text, rehearsal=st.none() | _tables),
     st.builds(UnitOrder, unit=_count, orders=st.lists(_tables, max_size=4).map(tuple), memory_bytes=_count),
     st.just(Ready()),
     st.builds(Progress, done=_count, total=_count),

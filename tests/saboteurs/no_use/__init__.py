@@ -1,0 +1,1 @@
+"""The real stages, but for extraction, which loads and then dies of whatever it is given: a broken library."""
