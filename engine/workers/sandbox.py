@@ -33,6 +33,9 @@ from engine.workers.landlock import EXECUTE, IOCTL_DEV, MAKE_REG, READ, REMOVE_F
 MAX_FILE_BYTES: Final = 4 << 30
 #: Open files of a worker. Some 20 are used with every library loaded; a part of the budget goes to pinned rules.
 MAX_DESCRIPTORS: Final = 256
+#: Timers and waiting signals of a worker. They are counted for its whole account: one process alone can take all that
+#: the others of the account might want.
+MAX_PENDING_SIGNALS: Final = 64
 #: Addresses of a worker: a hundred times what any library maps. Two megabytes that are only read take a page of 4 KB to
 #: keep track of, which no process is seen to hold: here these are 256 MB at most.
 MAX_ADDRESS_BYTES: Final = 128 << 30
@@ -175,12 +178,15 @@ def cannot_be_strict(lacking: Mapping[str, str]) -> str:
 
 def _limit_resources() -> None:
     """Limits that hold without Landlock and seccomp too. What lowered them already stays."""
-    for what, most in (
+    limits = [
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
         (resource.RLIMIT_NOFILE, MAX_DESCRIPTORS),
         (resource.RLIMIT_AS, MAX_ADDRESS_BYTES),
-    ):
+    ]
+    if sys.platform == "linux":
+        limits.append((resource.RLIMIT_SIGPENDING, MAX_PENDING_SIGNALS))
+    for what, most in limits:
         _, hard = resource.getrlimit(what)
         least = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (least, least))

@@ -150,6 +150,19 @@ def _fill_pipe(order: Mapping[str, Any], place: Place) -> object:
         os.close(into)
 
 
+def _make_timers(order: Mapping[str, Any], place: Place) -> object:
+    timers = [ctypes.c_void_p() for _ in range(1000)]
+    made = list[ctypes.c_void_p]()
+    try:
+        for timer in timers:
+            _call("timer_create", 0, None, ctypes.byref(timer))
+            made.append(timer)
+    finally:
+        for timer in made:
+            _call("timer_delete", timer)
+    return len(made)
+
+
 def _measure(order: Mapping[str, Any], place: Place) -> object:
     """As the worker does before each item: 64 MiB that have been given back are not in the new measurement."""
     len(bytearray(b"x" * (64 << 20)))
@@ -214,6 +227,7 @@ DEEDS: dict[str, Deed] = {
     "make a file in memory": lambda order, place: os.close(os.memfd_create("mine")),
     "share memory that is no file's": lambda order, place: mmap.mmap(-1, mmap.PAGESIZE).close(),
     "keep memory in a pipe": _fill_pipe,
+    "make all the timers there are": _make_timers,
     "enlarge a pipe": lambda order, place: fcntl.fcntl(2, fcntl.F_SETPIPE_SZ, 1 << 17),
     "have more addresses": lambda order, place: mmap.mmap(
         -1, 1 << 38, mmap.MAP_PRIVATE | 0x4000, mmap.PROT_READ
