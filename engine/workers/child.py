@@ -141,6 +141,17 @@ class _Home:
             ctypes.CDLL(None).malloc_trim(0)
         return max(held_bytes, self.resident_bytes())
 
+    def lacks_descriptors(self) -> bool:
+        """So many files were left open that the next order may lack what it wants to open."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            # The lowest number that is free.
+            free = os.dup(self._slate)
+        except OSError:
+            return True
+        os.close(free)
+        return 0 < limit <= 2 * free
+
     def write_slate(self, unit: int, index: int) -> None:
         """Before an item begins: whoever finds this worker dead knows which item it was."""
         os.pwrite(self._slate, f"{unit:>20} {index:>10}\n".encode(), 0)
@@ -230,6 +241,9 @@ def _do_unit(unit: UnitOrder, runner: StageRunner, home: _Home, pipe: Connection
             if home.resident_bytes() > held_bytes + _LOST_BYTES:
                 # Some libraries never give it back: what is left of the unit is for a worker that has room.
                 raise SystemExit(EXIT_FULL)
+        if home.lacks_descriptors():
+            # Said before the unit is: from then on the next one may have been given.
+            raise SystemExit(EXIT_FULL)
     if with_limit:
         resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 

@@ -27,7 +27,7 @@ from engine.reasons import Reason
 MAX_MESSAGE_BYTES = 1 << 20
 #: Of one that says numbers alone; a hundred or so are honest.
 MAX_SMALL_BYTES = 1000
-#: A worker ends with it between two orders when the one before has taken memory that it cannot give back.
+#: A worker ends with it after an order that has taken memory, or opened files, which it cannot give back.
 EXIT_FULL = 75
 #: What a worker cannot know, for it sees bytes alone: how it ended itself, where they came from, what a rule says of
 #: them. Believed, these would keep a file out of quarantine, or make it seem to be left out on purpose.

@@ -778,8 +778,8 @@ class Supervisor:
         failure = dying.failure or _cause(code, worker)
         between = bool(worker.done) and dying.slate == (worker.unit, len(worker.done) - 1)
         if dying.failure is None and code == EXIT_FULL and between:
-            # Said between two orders, that is no order's fault. Before the first it would be said for ever.
-            failure = Failure(reason=Reason.KILLED, detail="its worker made way: it could not give memory back")
+            # Said when an order has ended, that is no order's fault. Before the first it would be said for ever.
+            failure = Failure(reason=Reason.KILLED, detail="its worker made way: it could not give back what it had")
         if worker.busy and not worker.has_finished:
             reports.append(self._loss(dying, failure))
         if not worker.ready:

@@ -531,6 +531,19 @@ def test_what_an_order_keeps_when_it_runs_out_is_not_the_next_ones_fault(opened:
     assert failures(rest(do(one, other, hoard))) == [Reason.OUT_OF_MEMORY]
 
 
+def test_files_that_an_order_leaves_open_are_not_the_next_ones_fault(opened: Opener) -> None:
+    """The worker makes way before there are none left; so it does where nothing is left of its unit."""
+    one = opened()
+    leave_open = {"do": "leave open"}
+    reports = rest(do(one, start_ready(one), written("a"), leave_open, written("c")))
+    assert failures(reports[:-1]) == [None, None]
+    end = lost(reports)
+    assert (end.blamed, end.untouched, end.failure.reason) == (None, (2,), Reason.KILLED)
+    reports = rest(do(one, start_ready(one), leave_open))
+    assert failures(reports[:-1]) == [None]
+    assert (lost(reports).blamed, lost(reports).untouched) == (None, ())
+
+
 @pytest.mark.parametrize("slate", [None, "1 -1", "2 0", ""])
 def test_a_worker_that_ends_in_the_middle_of_an_order_is_blamed_whatever_it_says(
     opened: Opener, slate: str | None

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -99,6 +100,15 @@ def hoard(order: Mapping[str, Any], place: Place) -> NoReturn:
     """Runs out of memory, and keeps what it had, as some libraries do."""
     keep(order, place)
     raise MemoryError
+
+
+def leave_open(order: Mapping[str, Any], place: Place) -> Result:
+    """Opens files until there may be no more, and leaves them open, as some libraries do with damaged ones."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+    with suppress(OSError):
+        while True:
+            os.open(os.devnull, os.O_RDONLY)
+    return {}
 
 
 def grow(order: Mapping[str, Any], place: Place) -> NoReturn:
@@ -354,6 +364,7 @@ DEEDS: dict[str, Callable[[Mapping[str, Any], Place], Result]] = {
     "look": look,
     "keep": keep,
     "hoard": hoard,
+    "leave open": leave_open,
     "grow": grow,
     "stay": stay,
     "burst": burst,
