@@ -84,7 +84,7 @@ HOLD_SECONDS, DYING_LOOK_SECONDS = 0.25, 0.05
 WORDS_AT_ONCE, WORDS_A_SECOND = 100, 10
 #: The kernel counts CPU time in ticks of 10 ms, for user and system apart.
 _TICKS_SECONDS = 0.05
-#: In the environment of each worker, and so of all that it starts: its home.
+#: In the environment of each worker, and so of all that it starts: its home. It is marked by it otherwise too.
 _MARK = "NIGHTMILL_WORKER"
 
 #: Variables that programs, Python and our own stages go by.
@@ -356,6 +356,7 @@ class Supervisor:
             raise CannotRunError(f"no worker process can be started: {error}") from error
         finally:
             theirs.close()
+        processes.mark_descent(process.pid, _mark_of(home))
         now = self._clock.monotonic()
         if self._niceness:
             os.setpriority(os.PRIO_PROCESS, process.pid, self._niceness)
@@ -763,7 +764,7 @@ class Supervisor:
         if not processes.kill_family(
             worker.process.pid,
             worker.watched.started,
-            mark=f"{_MARK}={worker.home}".encode(),
+            mark=_mark_of(worker.home),
             seen=worker.weighed.seen if worker.weighed is not None else None,
             timeout_seconds=timeout_seconds,
         ):
@@ -835,6 +836,10 @@ class Supervisor:
                 self._selector.unregister(descriptor)
         if closing and worker.process.stderr is not None:
             worker.process.stderr.close()
+
+
+def _mark_of(home: Path) -> bytes:
+    return f"{_MARK}={home}".encode()
 
 
 class _Ending(processes.Watched):

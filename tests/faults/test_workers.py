@@ -331,6 +331,7 @@ def signed(register: Path) -> list[tuple[int, float]]:
     [
         pytest.param({"do": "daemons", "count": 3, "bare": True}, 3, "kill", id="daemons, killed"),
         pytest.param({"do": "daemons", "count": 3, "bare": False}, 3, "crash", id="daemons, crashed"),
+        pytest.param({"do": "daemons", "count": 3, "bare": True}, 3, "crash", id="daemons of nobody, crashed"),
         pytest.param({"do": "daemons", "count": 3, "bare": True}, 3, "retire", id="daemons, retired"),
         pytest.param({"do": "multiply", "generations": 5}, 63, "kill", id="fork bomb, killed"),
         pytest.param({"do": "multiply", "generations": 5}, 63, "crash", id="fork bomb, crashed"),
