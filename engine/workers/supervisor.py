@@ -527,7 +527,7 @@ class Supervisor:
         for dying in list(self._dying):
             dying.is_news = False
             while not self._bury(dying, [], HOLD_SECONDS):
-                self._doubted.add(worker.stage)
+                pass
         self._watch.close()
         self._selector.close()
         self._left.clear()
@@ -537,8 +537,12 @@ class Supervisor:
 
     def _beginning(self, worker: Worker, options: Mapping[str, Any]) -> Begin:
         rehearsal = rehearsal_of(worker.stage) if worker.rehearses else None
-        for name, data in rehearsal.files.items() if rehearsal is not None else ():
-            (worker.inbox / name).write_bytes(data)
+        try:
+            for name, data in rehearsal.files.items() if rehearsal is not None else ():
+                (worker.inbox / name).write_bytes(data)
+        except OSError:
+            # The disk is full, or broken: not what is in doubt.
+            worker.rehearses, rehearsal = False, None
         return Begin(
             stage=f"{self._package}.{worker.stage.value}",
             options=options,
