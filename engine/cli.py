@@ -532,6 +532,7 @@ def _status(settings: Settings, given: argparse.Namespace) -> int:
 
 
 def _status_table(settings: Settings, user: UserId | None) -> dict[str, Any]:
+    from engine import guards
     from engine.desk import find_statistics
     from engine.workers.sandbox import find_protections
 
@@ -563,6 +564,8 @@ def _status_table(settings: Settings, user: UserId | None) -> dict[str, Any]:
         table["last_run"] = next((asdict(record) for record in last_runs), None)
     there = find_protections()
     table["sandbox"] = {"mode": settings.sandbox, **asdict(there), "says": there.describe()}
+    limit, source = guards.memory_limit(settings.memory_limit_bytes)
+    table["memory"] = {"limit_bytes": limit, "source": source, "available_bytes": guards.read_memory().available_bytes}
     statistics = find_statistics(settings.data_dir)
     table["scheduler"] = None if statistics is None else asdict(statistics)
     return table
@@ -593,6 +596,9 @@ def _print_status(table: Mapping[str, Any]) -> None:
     sandbox = table["sandbox"]
     held = "nothing (NIGHTMILL_SANDBOX = off)" if sandbox["mode"] == "off" else sandbox["says"]
     print(f"workers are confined by: {held}")
+    memory = table["memory"]
+    limit, available = format_size(memory["limit_bytes"]), format_size(memory["available_bytes"])
+    print(f"memory for all of them: {limit} ({printable(memory['source'], 200)}); {available} are available")
     if table["scheduler"] is None:
         print("scheduler: not running (it starts with the next run)")
     else:
