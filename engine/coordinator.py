@@ -827,9 +827,11 @@ class Coordinator:
 
     def _find_worker(self, unit: Unit) -> Worker | None:
         """An idle worker that leaves the unit something of what it was promised: one that has kept much of earlier
-        units would be stopped for it, and the unit begun again."""
+        units would be stopped for it, and the unit begun again. Where others have a part of it nothing may be kept."""
         while (worker := self._find_idle(unit)) is not None:
-            if worker.resting_bytes + growth.LEAST_BURST_BYTES <= unit.memory_bytes:
+            kept = worker.grown_bytes if self._promises.is_overdrawn else 0
+            fits = worker.resting_bytes + growth.LEAST_BURST_BYTES <= unit.memory_bytes
+            if fits and kept <= growth.LEAST_BURST_BYTES:
                 return worker
             _log.debug(
                 "worker %s of %s holds %s bytes, too many for a unit of %s: it is replaced",
