@@ -55,7 +55,7 @@ from engine.policy.peaks import Peaks
 from engine.policy.spool import FULL_IN_A_ROW, Need, Verdict
 from engine.policy.turns import Backlog, Rules, Turns
 from engine.ports import Answer, Ask, Clock, Ledger, Return, Source
-from engine.processes import private_bytes
+from engine.processes import give_memory_back, private_bytes
 from engine.promises import TELL_SECONDS, Promises
 from engine.reasons import Reason
 from engine.settings import DEBUG_FILES, INDEXES_FOLDER, Settings
@@ -229,6 +229,7 @@ class Coordinator:
             private=private,
         )
         self._promises = Promises(self._supervisor, clock, lambda: desk.limits)
+        self._held_bytes = private_bytes(os.getpid())
         #: Leases of workers that were killed, and that the kernel has not let go of yet.
         self._stuck: dict[Worker, LeaseId] = {}
         self._wake_out, self._wake_in = os.pipe()
@@ -717,6 +718,8 @@ class Coordinator:
         """Idle workers go where memory is waited for: first those of stages that no unit waits for."""
         lacking = answer.waits is not None and not {"memory", "reserved"}.isdisjoint(answer.waits.values())
         idle = [worker for worker in self._supervisor.workers if not worker.busy and worker.ready]
+        if lacking:
+            give_memory_back()
         if not idle or not (lacking or self._promises.is_short):
             return
         wanted = self._wanted_stages()
@@ -813,9 +816,12 @@ class Coordinator:
                 self._supervisor.clear_inbox(worker)
 
     def _make_way_for(self, worker: Worker) -> None:
-        """It was promised what is not there, and has what others leave: no idle ones then."""
+        """It was promised what is not there, and has what others leave: no idle ones then, and of us what we need."""
         now = self._clock.monotonic()
-        given_back = 0
+        held = private_bytes(os.getpid())
+        give_memory_back()
+        # What this process held before the run counts as nobody's.
+        given_back = max(0, held - max(self._held_bytes, private_bytes(os.getpid())))
         for idle in [idle for idle in self._supervisor.workers if not idle.busy]:
             if now - idle.began >= 2 * TELL_SECONDS:
                 # By now the desk's guard counts it as taken; what the worker itself holds already is its own.
