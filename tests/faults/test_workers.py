@@ -159,9 +159,7 @@ def test_what_a_worker_holds_too_much_is_not_added_to_what_others_leave(opened: 
     assert worker.grown_bytes > 70 * MIB
     limit = worker.resting_bytes + 60 * MIB
     for unit, (promised, outcome) in enumerate(((limit, None), (2 * limit, Reason.OUT_OF_MEMORY)), 3):
-        give(
-            one, worker, {"do": "burst", "bytes": 100 * MIB}, unit=unit, promised_bytes=promised, limit_bytes=limit
-        )
+        give(one, worker, {"do": "burst", "bytes": 100 * MIB}, unit=unit, promised_bytes=promised, limit_bytes=limit)
         assert failures(rest(poll_to_the_end(one, worker))) == [outcome]
         one.release(worker)
 
