@@ -215,7 +215,7 @@ class Coordinator:
         self._ledger, self._desk, self._reporter, self._clock = ledger, desk, reporter, clock
         self._plan = plan
         #: What is known of the memory that units take. Users share it: nothing in it is anybody's.
-        self._peaks = Peaks(ledger.peaks())
+        self._peaks = Peaks(ledger.peaks(), clock.now())
         self._paces = Paces(lambda media_type: estimates.ocr_page(media_type=media_type).seconds)
         self._supervisor = Supervisor(
             spool=spool / "workers",
