@@ -257,6 +257,8 @@ class Coordinator:
         self._to_look: dict[UserId, _Open] = {}
         self._resting: frozenset[UserId] = frozenset()
         self._askers: dict[str, _Open] = {}
+        #: Whose next unit lacks what others have for the moment.
+        self._patient: set[UserId] = set()
         self._going: dict[tuple[int, int], _Going] = {}
         #: What idle workers have in their inboxes.
         self._holding: dict[Worker, HeldFile] = {}
@@ -651,6 +653,7 @@ class Coordinator:
         self._to_ask.pop(opened.user, None)
         self._to_look.pop(opened.user, None)
         self._room.forget(opened.user)
+        self._patient.discard(opened.user)
         for worker in [worker for worker, held in self._holding.items() if held.user == opened.user]:
             self._let_go_of(worker)
         opened.stack.close()
@@ -753,6 +756,12 @@ class Coordinator:
                 unit = None
                 with self._on_behalf_of(opened):
                     unit = opened.pipeline.next_unit()
+                if unit is not None and self._promises.must_wait(unit.memory_bytes):
+                    # The next sweep asks again.
+                    self._patient.add(opened.user)
+                    opened.pipeline.put_back(unit)
+                    break
+                self._patient.discard(opened.user)
                 if unit is None or not self._has_room(opened, unit):
                     break
                 self._asks += 1
@@ -1062,7 +1071,7 @@ class Coordinator:
                 users_done=self._users_done,
                 users_total=self._users,
                 active=len(self._going),
-                waits=Counter(self._waits.values()) + Counter(spool=self._room.waiting),
+                waits=Counter(self._waits.values()) + Counter(spool=self._room.waiting, memory=len(self._patient)),
                 vectors=self._work.embedded,
             )
         )
