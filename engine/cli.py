@@ -757,7 +757,7 @@ def _scheduler_run(settings: Settings, given: argparse.Namespace) -> int:
         max_total_workers=settings.max_total_workers,
         max_workers_per_user=settings.max_workers_per_user,
         cpu_limit=settings.cpu_limit or guards.cpu_limit(),
-        memory_limit_bytes=guards.memory_limit(settings.memory_limit_bytes)[0],
+        memory_limit_bytes=settings.memory_limit_bytes or guards.machine_limit(),
     )
     scaling = settings.scaling == "auto"
     code = run_scheduler(settings.data_dir, limits, idle_seconds=math.inf, scaling=scaling)

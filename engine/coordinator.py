@@ -55,7 +55,7 @@ from engine.policy.peaks import Peaks
 from engine.policy.spool import FULL_IN_A_ROW, Need, Verdict
 from engine.policy.turns import Backlog, Rules, Turns
 from engine.ports import Answer, Ask, Clock, Ledger, Return, Source
-from engine.processes import private_bytes
+from engine.processes import give_memory_back, private_bytes
 from engine.promises import TELL_SECONDS, Promises
 from engine.reasons import Reason
 from engine.settings import DEBUG_FILES, INDEXES_FOLDER, Settings
@@ -215,7 +215,7 @@ class Coordinator:
         self._ledger, self._desk, self._reporter, self._clock = ledger, desk, reporter, clock
         self._plan = plan
         #: What is known of the memory that units take. Users share it: nothing in it is anybody's.
-        self._peaks = Peaks(ledger.peaks())
+        self._peaks = Peaks(ledger.peaks(), clock.now())
         self._paces = Paces(lambda media_type: estimates.ocr_page(media_type=media_type).seconds)
         self._supervisor = Supervisor(
             spool=spool / "workers",
@@ -229,6 +229,7 @@ class Coordinator:
             private=private,
         )
         self._promises = Promises(self._supervisor, clock, lambda: desk.limits)
+        self._held_bytes = private_bytes(os.getpid())
         #: Leases of workers that were killed, and that the kernel has not let go of yet.
         self._stuck: dict[Worker, LeaseId] = {}
         self._wake_out, self._wake_in = os.pipe()
@@ -256,6 +257,8 @@ class Coordinator:
         self._to_look: dict[UserId, _Open] = {}
         self._resting: frozenset[UserId] = frozenset()
         self._askers: dict[str, _Open] = {}
+        #: Whose next unit lacks what others have for the moment.
+        self._patient: set[UserId] = set()
         self._going: dict[tuple[int, int], _Going] = {}
         #: What idle workers have in their inboxes.
         self._holding: dict[Worker, HeldFile] = {}
@@ -650,6 +653,7 @@ class Coordinator:
         self._to_ask.pop(opened.user, None)
         self._to_look.pop(opened.user, None)
         self._room.forget(opened.user)
+        self._patient.discard(opened.user)
         for worker in [worker for worker, held in self._holding.items() if held.user == opened.user]:
             self._let_go_of(worker)
         opened.stack.close()
@@ -717,6 +721,8 @@ class Coordinator:
         """Idle workers go where memory is waited for: first those of stages that no unit waits for."""
         lacking = answer.waits is not None and not {"memory", "reserved"}.isdisjoint(answer.waits.values())
         idle = [worker for worker in self._supervisor.workers if not worker.busy and worker.ready]
+        if lacking:
+            give_memory_back()
         if not idle or not (lacking or self._promises.is_short):
             return
         wanted = self._wanted_stages()
@@ -750,6 +756,12 @@ class Coordinator:
                 unit = None
                 with self._on_behalf_of(opened):
                     unit = opened.pipeline.next_unit()
+                if unit is not None and self._promises.must_wait(unit.memory_bytes):
+                    # The next sweep asks again.
+                    self._patient.add(opened.user)
+                    opened.pipeline.put_back(unit)
+                    break
+                self._patient.discard(opened.user)
                 if unit is None or not self._has_room(opened, unit):
                     break
                 self._asks += 1
@@ -813,9 +825,12 @@ class Coordinator:
                 self._supervisor.clear_inbox(worker)
 
     def _make_way_for(self, worker: Worker) -> None:
-        """It was promised what is not there, and has what others leave: no idle ones then."""
+        """It was promised what is not there, and has what others leave: no idle ones then, and of us what we need."""
         now = self._clock.monotonic()
-        given_back = 0
+        held = private_bytes(os.getpid())
+        give_memory_back()
+        # What this process held before the run counts as nobody's.
+        given_back = max(0, held - max(self._held_bytes, private_bytes(os.getpid())))
         for idle in [idle for idle in self._supervisor.workers if not idle.busy]:
             if now - idle.began >= 2 * TELL_SECONDS:
                 # By now the desk's guard counts it as taken; what the worker itself holds already is its own.
@@ -827,9 +842,11 @@ class Coordinator:
 
     def _find_worker(self, unit: Unit) -> Worker | None:
         """An idle worker that leaves the unit something of what it was promised: one that has kept much of earlier
-        units would be stopped for it, and the unit begun again."""
+        units would be stopped for it, and the unit begun again. Where others have a part of it nothing may be kept."""
         while (worker := self._find_idle(unit)) is not None:
-            if worker.resting_bytes + growth.LEAST_BURST_BYTES <= unit.memory_bytes:
+            kept = worker.grown_bytes if self._promises.is_overdrawn else 0
+            fits = worker.resting_bytes + growth.LEAST_BURST_BYTES <= unit.memory_bytes
+            if fits and kept <= growth.LEAST_BURST_BYTES:
                 return worker
             _log.debug(
                 "worker %s of %s holds %s bytes, too many for a unit of %s: it is replaced",
@@ -1054,7 +1071,7 @@ class Coordinator:
                 users_done=self._users_done,
                 users_total=self._users,
                 active=len(self._going),
-                waits=Counter(self._waits.values()) + Counter(spool=self._room.waiting),
+                waits=Counter(self._waits.values()) + Counter(spool=self._room.waiting, memory=len(self._patient)),
                 vectors=self._work.embedded,
             )
         )

@@ -193,10 +193,10 @@ def _look_at_disk(settings: Settings, place: Path) -> Check:
 
 def _look_at_memory(settings: Settings) -> list[Check]:
     limit, source = guards.memory_limit(settings.memory_limit_bytes)
-    there, whence = guards.memory_limit(None)
+    wanted = settings.memory_limit_bytes
     found = f"{format_size(limit)} ({source})"
-    if limit > there:
-        ok, way_out = None, f"There are only {format_size(there)} ({whence}); lower NIGHTMILL_MEMORY_LIMIT."
+    if wanted is not None and wanted > limit:
+        ok, way_out = None, f"NIGHTMILL_MEMORY_LIMIT says {format_size(wanted)}, which are not there; lower it."
     elif limit < _LEAST_MEMORY_BYTES:
         ok, way_out = None, f"Give at least {format_size(_LEAST_MEMORY_BYTES)}: large items will be refused."
     else:

@@ -51,7 +51,7 @@ class Placed:
 class View:
     """What the desk knows before a look at the machine.
 
-    limit_bytes  that is in force
+    limit_bytes  that was set, for all our processes together
     sessions     the process ids of the coordinators that are here
     leases       those with a worker, the oldest first: (lane, promised bytes, worker)
     is_busy      some lease is out, with a worker or without
@@ -101,15 +101,15 @@ class Guard:
             return {}
         return {str(lease_id): why for lease_id, why in self._stops.items() if self._book.has_lease(session, lease_id)}
 
-    def view(self, sessions: Mapping[str, int]) -> View:
-        """What a look at the machine needs. Leases that have ended are forgotten."""
+    def view(self, sessions: Mapping[str, int], limit_bytes: int) -> View:
+        """What a look at the machine needs: see View. Leases that have ended are forgotten."""
         leases = self._book.tokens.leases
         for gone in self._placed.keys() - leases.keys():
             del self._placed[gone]
         for gone in self._stops.keys() - leases.keys():
             del self._stops[gone]
         return View(
-            limit_bytes=self._book.limits.memory_limit_bytes,
+            limit_bytes=limit_bytes,
             sessions=sessions,
             leases={
                 lease_id: (lease.lane, self._book.memory.promise_of(lease_id), self._placed[lease_id])

@@ -37,6 +37,8 @@ _MOST_HELPERS = 64
 _OF_MACHINE = "physical memory less a reserve"
 #: cgroup v1 writes "no limit" as the largest page-aligned 64-bit number.
 _V1_UNLIMITED = 2**62
+#: By version. Beyond memory.high nobody is killed, but all are held up until they stand still (cgroup-v2.rst).
+_LIMIT_FILES = {1: ("memory.limit_in_bytes",), 2: ("memory.max", "memory.high")}
 #: Cores are counted no more often than this: processor time comes in ticks of 10 ms, and differences over less than a
 #: second are mostly rounding.
 _LEAST_SECONDS = 1.0
@@ -55,15 +57,18 @@ class Reading:
 
 
 def memory_limit(setting_bytes: int | None) -> tuple[int, str]:
-    """The memory that all of us together may use, in bytes, and where that number comes from."""
-    if setting_bytes is not None:
-        return setting_bytes, "NIGHTMILL_MEMORY_LIMIT"
+    """The memory that all of us together may use, in bytes, and where that comes from: the narrowest there is."""
     physical, _ = _machine_memory()
-    found = _narrowest_memory_group(_CGROUPS, _MOUNT, physical)
-    if found is not None:
-        limit, version, group = found
-        return limit, f"cgroup v{version} {group}"
-    return _less_reserve(physical), _OF_MACHINE
+    found = [] if setting_bytes is None else [(setting_bytes, "NIGHTMILL_MEMORY_LIMIT")]
+    group = _narrowest_memory_group(_CGROUPS, _MOUNT, physical)
+    if group is not None:
+        found.append((group[0], f"cgroup v{group[1]} {group[2]}"))
+    return min([*found, (_less_reserve(physical), _OF_MACHINE)], key=lambda one: one[0])
+
+
+def machine_limit() -> int:
+    """The memory that the machine has, less a reserve, in bytes. Groups may have less, and are changed while we run."""
+    return _less_reserve(_machine_memory()[0])
 
 
 def read_memory() -> Reading:
@@ -83,7 +88,7 @@ def cpu_limit() -> int:
 
 
 class MemoryMeter:
-    """What is used under every ceiling that binds us: the limit that is in force, against what our own processes hold;
+    """What is used under every ceiling that binds us: the limit that was set, against what our own processes hold;
     each limited group that one of them is in, and all groups above it; and the machine less its reserve.
     """
 
@@ -93,7 +98,7 @@ class MemoryMeter:
         self._looked_for: tuple[int, ...] = ()
 
     def read(self, now_seconds: float, limit_bytes: int, held_bytes: int, leaders: Collection[int]) -> list[Ceiling]:
-        """One reading, the limit in force first.
+        """One reading, the limit that was set first.
 
         held_bytes  what our processes hold together; of a coordinator what it has taken since it is one
         leaders     a process id for each set of processes that stays in one group: a coordinator's workers are where
@@ -343,8 +348,9 @@ def _narrowest_memory_group(cgroups: Path, mount: Path, physical: int) -> tuple[
 def _memory_limits(cgroups: Path, mount: Path, physical: int) -> Iterator[tuple[int, int, Path]]:
     """(limit in bytes, cgroup version, folder) of each group on the way up that has less than the machine."""
     for version, group in _groups("memory", cgroups, mount):
-        limit = _read_number(group / ("memory.max" if version == 2 else "memory.limit_in_bytes"))
-        if limit is not None and limit < min(physical, _V1_UNLIMITED):
+        found = [_read_number(group / name) for name in _LIMIT_FILES[version]]
+        limit = min((limit for limit in found if limit is not None), default=physical)
+        if limit < min(physical, _V1_UNLIMITED):
             yield limit, version, group
 
 

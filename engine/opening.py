@@ -47,13 +47,13 @@ def can_start_programs(settings: Settings) -> bool:
 
 def desk_for(settings: Settings) -> Desk:
     """A desk at the scheduler of this data directory, which is started if none runs. Raises CannotRunError."""
-    limit, _ = guards.memory_limit(settings.memory_limit_bytes)
     return open_desk(
         data_dir=settings.data_dir,
         max_total_workers=settings.max_total_workers,
         max_workers_per_user=settings.max_workers_per_user,
         cpu_limit=settings.cpu_limit or guards.cpu_limit(),
-        memory_limit_bytes=limit,
+        # The scheduler's guard looks at groups, again and again.
+        memory_limit_bytes=settings.memory_limit_bytes or guards.machine_limit(),
         scaling=settings.scaling == "auto",
         debug=settings.log_level == "debug",
     )

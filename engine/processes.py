@@ -332,19 +332,17 @@ def memory_use(pid: int) -> MemoryUse:
     return MemoryUse(resident=found["VmRSS"], peak=found["VmHWM"], data=found["VmData"])
 
 
-def raise_memory_limit(pid: int, limit_bytes: int, *, least_bytes: int = 0) -> None:
-    """Let another process of ours hold so much, libraries included (0: no limit), and `least_bytes` more than now in
-    any case: raises its soft RLIMIT_DATA, and never lowers it. Raises ProcessLookupError."""
+def raise_memory_limit(pid: int, data_bytes: int) -> None:
+    """Let another process of ours map so much (MemoryUse.data; 0: no limit): raises its soft RLIMIT_DATA, and never
+    lowers it. Raises ProcessLookupError."""
     if not hasattr(resource, "prlimit"):
         return
     soft, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
     if soft == resource.RLIM_INFINITY:
         return
     wanted = hard
-    if limit_bytes:
-        use = memory_use(pid)
-        wanted = use.data + max(least_bytes, limit_bytes - use.resident)
-        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if data_bytes:
+        wanted = data_bytes if hard == resource.RLIM_INFINITY else min(data_bytes, hard)
     if wanted == resource.RLIM_INFINITY or wanted > soft:
         resource.prlimit(pid, resource.RLIMIT_DATA, (wanted, hard))
 
@@ -424,6 +422,13 @@ def private_bytes(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError) as error:
         raise ProcessLookupError(f"no process {pid}") from error
     return (int(fields[1]) - int(fields[2])) * _PAGE_BYTES
+
+
+def give_memory_back() -> None:
+    """To the system: what this process has freed, and its C library keeps at hand. Some milliseconds."""
+    with suppress(OSError, AttributeError):
+        # glibc's alone.
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def children(pid: int) -> list[int]:

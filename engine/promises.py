@@ -11,6 +11,7 @@ to the desk by itself: claims go with the loop's next words to it.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +26,9 @@ _log = logging.getLogger(__name__)
 
 #: The longest that the desk is not told who works on a lease: its guard looks as often.
 TELL_SECONDS = 0.1
+#: After a unit has lacked what others had, nothing begins for so long that was promised all: what others take for a
+#: moment comes back within a second or two, and five tries at once are over in fifty milliseconds.
+DEPRIVED_SECONDS = 2.0
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -57,6 +61,7 @@ class Promises:
         self._by_lease: dict[LeaseId, _Promise] = {}
         self._room_bytes = 0
         self._heeded = 0.0
+        self._deprived = -math.inf
 
     def begin(self, lease: LeaseId, worker: Worker, *, promised_bytes: int, ceiling_bytes: int) -> int:
         """The worker has the unit of this lease from now on. Answers with what it may hold before it meets an error."""
@@ -148,6 +153,11 @@ class Promises:
         """Less is there than was promised: whoever was promised the whole budget has what others leave of it."""
         return self._room_bytes < 0
 
+    def must_wait(self, need_bytes: int) -> bool:
+        """Others have had what such a unit was promised, just now: it is to be asked for a moment later."""
+        is_all = need_bytes >= self._limits().memory_limit_bytes
+        return is_all and self._clock.monotonic() - self._deprived < DEPRIVED_SECONDS
+
     def judged(self, lease: LeaseId, failure: Failure, *, own_bytes: Callable[[], int]) -> Failure:
         """What the unit of a lease failed of. Out of memory where others had what it was promised, or crashed, as
         libraries do that get none: that is a kill from outside. own_bytes: held by this process."""
@@ -161,6 +171,7 @@ class Promises:
             own_bytes=own_bytes(),
         ):
             return failure
+        self._deprived = self._clock.monotonic()
         had, promised = promise.limit_bytes // 10**6, promise.promised_bytes // 10**6
         detail = f"others use the memory: it could have {had:,} of the {promised:,} MB that it was promised"
         return Failure(reason=Reason.KILLED, detail=f"{detail} ({failure.detail})")
@@ -175,6 +186,8 @@ class Promises:
         weighed = promise.worker.weighed
         is_over = weighed is not None and weighed.resident_bytes > promise.promised_bytes
         reason = Reason.OUT_OF_MEMORY if is_over else Reason.KILLED
+        if not is_over:
+            self._deprived = self._clock.monotonic()
         return self._supervisor.stop(promise.worker, Failure(reason=reason, detail=why))
 
     def _allow(self, promise: _Promise) -> None:

@@ -306,9 +306,7 @@ def main(words: list[str] | None = None) -> int:
             max_total_workers=given.max_total_workers,
             max_workers_per_user=given.max_workers_per_user,
             cpu_limit=given.cpu_limit if given.cpu_limit is not None else guards.cpu_limit(),
-            memory_limit_bytes=(
-                given.memory_limit_bytes if given.memory_limit_bytes is not None else guards.memory_limit(None)[0]
-            ),
+            memory_limit_bytes=given.memory_limit_bytes or guards.machine_limit(),
         )
         idle_seconds = math.inf if given.foreground else given.idle_seconds
         return run_scheduler(given.data_dir, limits, idle_seconds=idle_seconds, scaling=not given.no_scaling)

@@ -11,9 +11,9 @@ A lease belongs to the process that its session names. When that ends, its worke
 then its leases end. After a scheduler was killed nothing is granted until every coordinator of the one before has come
 back, or is dead and its workers with it, or is stopped: then it keeps the leases that its file lists.
 
-The limits in force are the strictest of all that are here: every session brings its own, and a scheduler that an
-operator runs in the foreground keeps those it was started with. Lowered while leases are out, they let nothing new
-start before there is room.
+The limits in force are the strictest of all that are here: every session brings its own, a scheduler that an operator
+runs in the foreground keeps those it was started with, and the guard finds those of groups, which may change at any
+time. Lowered while leases are out, they let nothing new start before there is room.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,9 @@ class ServedDesk:
         self._place = place
         self._clock = clock
         self._own_limits = limits if keeps_limits else None
+        #: As those who are here, or were here last, were set; and the memory that is there, as the guard last saw it.
+        self._set = limits
+        self._there_bytes = limits.memory_limit_bytes
         self._book = Book(limits, epoch=secrets.token_hex(4))
         self._guard = Guard(self._book)
         self._lock = threading.Lock()
@@ -173,6 +176,8 @@ class ServedDesk:
             known.told_limits = self._book.limits
             limits_now = asdict(self._book.limits)
         self.wake()
+        # It may be in a group of its own.
+        self.wake_guard()
         return {"scheduler": self.whoami(), "limits": limits_now, "void": void}
 
     def exchange(
@@ -417,11 +422,14 @@ class ServedDesk:
         """What the guard has to know before it looks at the machine."""
         with self._lock:
             here = {borrower.name: borrower.client.pid for borrower in self._sessions.values()}
-            return self._guard.view(here)
+            return self._guard.view(here, self._set.memory_limit_bytes)
 
     def note_memory(self, view: View, sight: Sight) -> Placed | None:
         """What the guard saw counts from now on. Answers with a worker that has to be ended by force."""
         with self._lock:
+            # Behind the limit that was set.
+            self._there_bytes = min(ceiling.limit_bytes for ceiling in sight.ceilings[1:])
+            self._put_limits_in_force()
             stopped, overdue = self._guard.note(self._clock(), view, sight)
             borrower = self._sessions.get(stopped.session) if stopped is not None else None
             if borrower is not None:
@@ -562,10 +570,14 @@ class ServedDesk:
         """The strictest of all that are here. With nobody here the last ones stay: they bound nothing."""
         all_here = [borrower.limits for borrower in self._sessions.values() if borrower.limits is not None]
         if all_here:
-            limits = Limits.strictest([*all_here, *([self._own_limits] if self._own_limits else [])])
-            if limits != self._book.limits:
-                _log.info("limits in force: %s", limits)
-                self._book.set_limits(limits)
+            self._set = Limits.strictest([*all_here, *([self._own_limits] if self._own_limits else [])])
+        self._put_limits_in_force()
+
+    def _put_limits_in_force(self) -> None:
+        limits = replace(self._set, memory_limit_bytes=min(self._set.memory_limit_bytes, self._there_bytes))
+        if limits != self._book.limits:
+            _log.info("limits in force: %s", limits)
+            self._book.set_limits(limits)
 
     def _limits_for(self, borrower: _Session) -> dict[str, int] | None:
         if borrower.told_limits == self._book.limits:

@@ -320,8 +320,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         default="",
         form=_measured(_size("256MiB")),
         meaning=(
-            "The memory that all workers may use together. Left out, it is the narrowest limit of the container, or "
-            "the physical memory less a reserve for the rest of the machine."
+            "The memory that all workers may use together. It is no more than the narrowest limit of the container, "
+            "and the physical memory less a reserve for the rest of the machine; left out, it is as much."
         ),
         prevents="Several large files at once would make the kernel kill a process, and not always one of ours.",
     ),

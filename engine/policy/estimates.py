@@ -191,7 +191,7 @@ def refusal(estimate: Estimate, budget_bytes: int) -> Failure | None:
         return None
     detail = (
         f"it takes at least {estimate.least_bytes // MIB:,} MiB of memory; all that the workers may use together is "
-        f"{budget_bytes // MIB:,} MiB (NIGHTMILL_MEMORY_LIMIT)"
+        f"{budget_bytes // MIB:,} MiB (NIGHTMILL_MEMORY_LIMIT, or what there is)"
     )
     return Failure(reason=Reason.OUT_OF_MEMORY, detail=detail)
 

@@ -114,12 +114,14 @@ class Histogram:
 class Peaks:
     """All histograms that a run knows. What it learns counts at once; `take_changes` hands it on to be written."""
 
-    def __init__(self, counts: Iterable[PeakCount] = ()) -> None:
-        """counts: as they were written, in any order."""
+    def __init__(self, counts: Iterable[PeakCount] = (), now: float = math.inf) -> None:
+        """counts: as they were written, in any order. None counts as newer than `now` (seconds since the epoch): one
+        night whose clock was two years ahead would outweigh the next two years."""
         self._histograms: dict[PeakKey, Histogram] = {}
         self._changes: dict[tuple[PeakKey, int], tuple[float, int]] = {}
+        newest = weight_at(now)
         for count in counts:
-            self._add(count.key, count.bucket, count.weight, count.samples)
+            self._add(count.key, count.bucket, min(count.weight, count.samples * newest), count.samples)
 
     def learn(self, key: PeakKey, peak_bytes: int, now: float) -> None:
         """A unit has ended that took so much at most, its worker included."""

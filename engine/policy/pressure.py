@@ -26,6 +26,8 @@ from engine.model import Lane, LeaseId
 HARD_PERCENT, HARD_MOST_BYTES = 5, 1024**3
 SOFT_PERCENT, SOFT_MOST_BYTES = 10, 2 * 1024**3
 REOPENED_PERCENT, REOPENED_MOST_BYTES = 15, 3 * 1024**3
+#: From here on the marks are so many bytes.
+_LAST_BYTES: Final = HARD_MOST_BYTES * 100 // HARD_PERCENT
 #: So long a coordinator may take to end a worker that is to be stopped. It looks at its bell at once and kills within
 #: milliseconds; one that has not done it by then hangs, or is stopped itself.
 PATIENCE_SECONDS: Final = 1.0
@@ -87,8 +89,9 @@ def narrowest(ceilings: Sequence[Ceiling]) -> Ceiling:
 
 
 def used_share(ceilings: Sequence[Ceiling]) -> float:
-    """What is used of what may be, by the fullest ceiling: 0 to 1, and more when more is in use."""
-    return max(ceiling.used_bytes / max(1, ceiling.limit_bytes) for ceiling in ceilings)
+    """What is used of what may be, by the fullest ceiling, 0 to 1, and more when more is in use. Of a large limit the
+    last 20 GiB count, so that each mark is the same share of all."""
+    return max(max(0.0, 1 - one.available_bytes / max(1, min(one.limit_bytes, _LAST_BYTES))) for one in ceilings)
 
 
 def room_bytes(ceilings: Sequence[Ceiling]) -> int:

@@ -27,7 +27,7 @@ from engine.errors import NO_ROOM
 from engine.model import Failure
 from engine.ports import StageFailed, StageRunner
 from engine.printing import printable
-from engine.processes import adopt_orphans, die_with_parent
+from engine.processes import adopt_orphans, die_with_parent, give_memory_back
 from engine.reasons import Reason
 from engine.workers import sandbox
 from engine.workers.messages import EXIT_FULL, Begin, ItemDone, Progress, Ready, UnitDone, UnitOrder, receive, send
@@ -136,9 +136,7 @@ class _Home:
             return held_bytes
         gc.collect()
         gc.freeze()
-        with suppress(OSError, AttributeError):
-            # glibc's alone; a few milliseconds.
-            ctypes.CDLL(None).malloc_trim(0)
+        give_memory_back()
         return max(held_bytes, self.resident_bytes())
 
     def lacks_descriptors(self) -> bool:
@@ -163,7 +161,7 @@ def main() -> None:
     die_with_parent(parent)
     adopt_orphans()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _give_memory_back()
+    _keep_little_memory()
     pipe = Connection(pipe_fd)
     begin = receive(pipe)
     if not isinstance(begin, Begin):
@@ -191,7 +189,7 @@ def main() -> None:
             send(pipe, UnitDone(unit=order.unit))
 
 
-def _give_memory_back() -> None:
+def _keep_little_memory() -> None:
     """Else glibc learns from each large block to keep room for the next. A worker of OCR rests at 109 MB for it instead
     of 132, one of texts reaches 91 instead of 98."""
     with suppress(OSError, AttributeError):

@@ -64,8 +64,6 @@ IDLE_SECONDS = 10.0
 #: size: caches and arenas are filled then, and stay. Less than loky allows (300 MB): what a worker holds too much, the
 #: next unit lacks of what it was promised.
 GROWTH_BYTES, WARMTH_BYTES = 96 * 1024**2, 256 * 1024**2
-#: What a unit that was promised more may take in any case, however large its worker is by then.
-LEAST_MORE_BYTES = 16 * 1024**2
 #: Workers of a stage that die in a row before they are ready, until the stage is given up.
 STARTS_IN_A_ROW = 3
 #: Kills from outside that count as one such death.
@@ -204,6 +202,7 @@ class Worker:
     promised_bytes: int = 0
     limit_bytes: int = 0
     is_raised: bool = False  # its limit was raised by us, and is not its own to take back
+    mapped_bytes: int = 0  # beyond what it held when its unit began: its limit counts what is mapped
     weighed: Weighed | None = None  # while it does a unit
     cpu_before: float = 0.0  # what it had used when the present order began: at the unit's start, and what ended since
     base_bytes: int = 0  # what it held when it was ready, or after its first unit
@@ -418,10 +417,8 @@ class Supervisor:
         if worker.gone:
             return
         worker.promised_bytes, worker.limit_bytes = promised_bytes, limit_bytes
-        # What it holds too much is not taken from the unit.
-        room = limit_bytes + worker.grown_bytes if limit_bytes else 0
         worker.orders, worker.deadlines = len(orders), tuple(deadlines)
-        worker.pending = UnitOrder(unit=worker.unit, orders=tuple(orders), memory_bytes=room)
+        worker.pending = UnitOrder(unit=worker.unit, orders=tuple(orders), memory_bytes=_own_limit(worker))
         if worker.ready:
             self._give(worker)
 
@@ -432,7 +429,7 @@ class Supervisor:
             worker.limit_bytes = 0
         else:
             worker.limit_bytes = max(worker.limit_bytes, limit_bytes)
-        room = worker.limit_bytes + worker.grown_bytes if worker.limit_bytes else 0
+        room = _own_limit(worker)
         if worker.pending is not None:
             # It still loads its stage.
             worker.pending = replace(worker.pending, memory_bytes=room)
@@ -442,7 +439,8 @@ class Supervisor:
         # It may have ended, or have ended the unit, whose limit it then takes back itself: see UnitDone.
         worker.is_raised = True
         with suppress(OSError):
-            processes.raise_memory_limit(worker.process.pid, room, least_bytes=LEAST_MORE_BYTES)
+            # What it has mapped meanwhile and not touched yet is within the limit too.
+            processes.raise_memory_limit(worker.process.pid, room and room + worker.mapped_bytes)
 
     def release(self, worker: Worker, *, keep: str = "", holds: str = "") -> None:
         """The reserved unit has come to nothing, or its results have been taken: the worker is free.
@@ -566,6 +564,7 @@ class Supervisor:
         assert order is not None
         worker.began = worker.heard = self._clock.monotonic()
         worker.cpu_before = _cpu_seconds(worker)
+        worker.mapped_bytes = _mapped_bytes(worker)
         worker.weighed = Weighed(
             watched=worker.watched, promised_bytes=worker.promised_bytes, before_bytes=worker.grown_bytes
         )
@@ -906,6 +905,13 @@ def _had_grown(worker: Worker, failure: Failure) -> bool:
     return not worker.weighed.own_doing
 
 
+def _own_limit(worker: Worker) -> int:
+    """What the worker may hold before it meets an error. What it holds too much is not taken from the unit, except
+    where less is there than was promised: others have the rest."""
+    is_lacking = worker.limit_bytes < worker.promised_bytes
+    return worker.limit_bytes if is_lacking or not worker.limit_bytes else worker.limit_bytes + worker.grown_bytes
+
+
 def _credible_seconds(worker: Worker, said: float) -> float:
     """What a worker says of an order's CPU time, no more than the kernel says. What it keeps back counts as the next
     order's: so it does not matter how late we hear of it."""
@@ -952,6 +958,14 @@ def _cpu_seconds(worker: Worker) -> float:
         return processes.cpu_use(worker.process.pid).seconds
     except ProcessLookupError:
         return 0.0
+
+
+def _mapped_bytes(worker: Worker) -> int:
+    """What it has mapped beyond what it holds; below 0 where libraries are most of that."""
+    with suppress(OSError):
+        use = processes.memory_use(worker.process.pid)
+        return use.data - use.resident
+    return 0
 
 
 def _resident_bytes(worker: Worker) -> int:

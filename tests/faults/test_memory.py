@@ -44,6 +44,10 @@ class Group:
     def add(self, pid: int) -> None:
         (self.folder / "cgroup.procs").write_text(str(pid))
 
+    def limit(self, limit_bytes: int) -> None:
+        name = "memory.limit_in_bytes" if self._version == 1 else "memory.max"
+        (self.folder / name).write_text(str(limit_bytes))
+
     def left_until(self, mib: int) -> int:
         """How many MiB there are until so many are in use."""
         used = guards._group_usage(self.folder, self._version)
@@ -253,6 +257,22 @@ def test_what_others_take_is_not_lent_and_who_is_not_stopped_is_ended(tmp_path: 
         coordinator.finish(unit)
         second = coordinator.start(coordinator.granted(), 150)
         coordinator.finish(second)
+
+
+def test_a_limit_that_changes_is_in_force_at_once(tmp_path: Path) -> None:
+    """All are told of it: what no unit can have any more none is promised, and what there is more is used."""
+    with a_full_house(tmp_path) as (coordinator, group):
+        coordinator.say()
+        assert coordinator.desk.limits.memory_limit_bytes == LIMIT
+        for mib in (300, 600):
+            group.limit(mib * MIB)
+            seen = coordinator.sees("the limit", lambda now, mib=mib: now.memory_limit_bytes == mib * MIB)
+            assert seen.memory_source == f"cgroup v{1 if 'memory/' in seen.memory_source else 2} {group.folder}"
+            coordinator.say()
+            assert coordinator.desk.limits.memory_limit_bytes == mib * MIB
+            unit = coordinator.begin(1000)
+            assert coordinator.desk.statistics().memory_reserved_bytes == mib * MIB
+            coordinator.finish(unit)
 
 
 def test_what_was_promised_is_known_to_the_next_scheduler(tmp_path: Path) -> None:

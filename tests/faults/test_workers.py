@@ -136,6 +136,37 @@ def test_a_promise_that_grows_raises_the_worker_s_own_limit(opened: Opener) -> N
         one.release(worker)
 
 
+def test_a_raised_limit_counts_what_is_mapped_and_not_in_use_yet(opened: Opener) -> None:
+    """A buffer that fills while its unit is promised more does not let it hold more than that, however often it is."""
+    one = opened()
+    worker = start_ready(one)
+    for unit, (more, outcome) in enumerate(((20, Reason.OUT_OF_MEMORY), (200, None)), 1):
+        limit = worker.base_bytes + 120 * MIB
+        give(one, worker, {"do": "fill late", "bytes": 100 * MIB}, unit=unit, limit_bytes=limit)
+        assert poll_until(one, (worker.outbox / "began").exists) == []
+        for part in range(1, 11):
+            limit = worker.base_bytes + (120 + more * part // 10) * MIB
+            one.allow(worker, promised_bytes=limit, limit_bytes=limit)
+        (worker.inbox / "go").touch()
+        assert failures(rest(poll_to_the_end(one, worker))) == [outcome]
+        one.release(worker)
+
+
+def test_what_a_worker_holds_too_much_is_not_added_to_what_others_leave(opened: Opener) -> None:
+    """Its unit is given it where there is room; where less is there than was promised, there is none."""
+    one = opened()
+    worker = start_ready(one)
+    for unit, deed in enumerate((written("a"), {"do": "keep", "bytes": 80 * MIB}), 1):
+        assert failures(rest(do(one, worker, deed, unit=unit))) == [None]
+        one.release(worker)
+    assert worker.grown_bytes > 70 * MIB
+    limit = worker.resting_bytes + 60 * MIB
+    for unit, (promised, outcome) in enumerate(((limit, None), (2 * limit, Reason.OUT_OF_MEMORY)), 3):
+        give(one, worker, {"do": "burst", "bytes": 100 * MIB}, unit=unit, promised_bytes=promised, limit_bytes=limit)
+        assert failures(rest(poll_to_the_end(one, worker))) == [outcome]
+        one.release(worker)
+
+
 def test_what_others_give_back_goes_to_the_unit_that_lacks_it(opened: Opener) -> None:
     """It was promised the whole budget, and begins with what is there; more comes while its worker loads, and while it
     works. What it fails of is its own doing only where others do not have what it was promised."""

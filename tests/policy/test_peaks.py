@@ -88,6 +88,16 @@ def test_adding_is_all_there_is(seen: list[tuple[int, float]], data: st.DataObje
     assert again.take_changes() == []
 
 
+@pytest.mark.parametrize(("wrong", "right"), [(900, 90), (20, 200)])
+@pytest.mark.parametrize("ahead", [2 * 365 * DAY, 60 * 365 * DAY])
+def test_what_was_learned_by_a_wrong_clock_is_soon_outweighed(wrong: int, right: int, ahead: float) -> None:
+    """Eight samples of the future weigh no more than eight of today."""
+    now = LANDMARK + 100 * DAY
+    peaks = learned([(wrong * MIB, now + ahead)] * ENOUGH_SAMPLES + [(right * MIB, now + DAY)] * 300)
+    found = Peaks(peaks.take_changes(), now + 2 * DAY).expect(KEY, 7)
+    assert right * MIB < found <= right * MIB * RATIO * MARGIN + 1
+
+
 @given(samples.filter(bool), st.floats(0.01, 1.0), st.floats(0.01, 1.0))
 def test_a_percentile_lies_within_what_was_seen(seen: list[tuple[int, float]], one: float, other: float) -> None:
     """Between the bucket of the smallest and that of the largest, larger for a larger share; all of it for 1."""

@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.model import Lane, LeaseId
-from engine.policy.pressure import PATIENCE_SECONDS, Ceiling, Pressure, Use, narrowest, room_bytes, used_share
+from engine.policy.pressure import (
+    PATIENCE_SECONDS,
+    SOFT_PERCENT,
+    Ceiling,
+    Pressure,
+    Use,
+    narrowest,
+    room_bytes,
+    used_share,
+)
+from engine.policy.scaling import MEMORY_HIGH
 from tests.policy.words import examples
 
 GIB = 1024**3
@@ -62,7 +72,18 @@ def test_what_may_be_promised_ends_at_the_hard_mark() -> None:
     assert room_bytes([*under(700), wide]) == 250
     assert room_bytes([*under(980), wide]) == -30
     assert narrowest([*under(700), wide]).source == "group 0"
-    assert used_share([*under(700), wide]) == 0.92
+    assert used_share([*under(700), wide]) == pytest.approx(0.92)
+
+
+@pytest.mark.parametrize("gibibytes", [1, 20, 64, 1024])
+def test_bulk_work_is_scaled_down_where_memory_closes_and_not_before(gibibytes: int) -> None:
+    """On a machine of any size: a tenth of a terabyte is room for many units."""
+    limit = gibibytes * GIB
+    for left, closed in ((SOFT_PERCENT, True), (SOFT_PERCENT + 1, False)):
+        available = min(limit, 20 * GIB) * left // 100
+        ceilings = [Ceiling(limit_bytes=limit, used_bytes=limit - available, source="")]
+        assert Pressure().observe(0.0, ceilings, []).closed is closed
+        assert (used_share(ceilings) >= MEMORY_HIGH) is closed
 
 
 def test_the_lease_furthest_over_its_promise_is_stopped() -> None:

@@ -7,6 +7,7 @@ import logging
 import re
 import signal
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,12 @@ from engine.model import ItemState, Lane, Stage, UserId
 from engine.policy import estimates
 from engine.policy.estimates import MIB
 from engine.policy.peaks import Peaks
-from engine.policy.retries import worth_another_run
+from engine.policy.retries import KILLS_ALLOWED, worth_another_run
 from engine.reasons import Reason
 from engine.run import open_own_ledger, run
 from engine.settings import load_settings
 from engine.survey import Orders
-from engine.telemetry import SilentReporter
+from engine.telemetry import Event, Progressed, SilentReporter
 from tests import files
 from tests.mill import contents_of
 
@@ -121,3 +122,37 @@ def test_costly_files_cost_no_more_than_they_must(
     assert sum(count.samples for count in peaks) == 13  # one of them is the first of the greedy one
     next_time = estimates.fitted(text, peaks=Peaks(counts), budget_bytes=BUDGET)
     assert next_time.memory_bytes != text.memory_bytes
+
+
+def test_what_lacks_the_memory_of_others_waits_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tries are not all made in one moment. Others of the user go on, and the wait is said."""
+    monkeypatch.setattr("engine.coordinator.Supervisor", partial(Supervisor, package="tests.saboteurs.costly"))
+    monkeypatch.setattr("engine.promises.growth.is_deprived", lambda **sizes: True)
+    monkeypatch.setattr("engine.promises.DEPRIVED_SECONDS", 0.3)
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("greedy", "knot", "ruff"):
+        (home / f"{name}.txt").write_text(f"The {name}.")
+    settings = load_settings(
+        {
+            "NIGHTMILL_DATA_DIR": str(tmp_path / "var"),
+            "NIGHTMILL_EMBEDDER": "none",
+            "NIGHTMILL_MEMORY_LIMIT": str(BUDGET),
+        },
+        dotenv=None,
+    )
+    with open_own_ledger(settings) as ledger:
+        ledger.add_user(ANN, [f"folder:{home}"])
+    said: list[Event] = []
+    reporter = SilentReporter()
+    monkeypatch.setattr(reporter, "say", said.append)
+    try:
+        run(settings, [ANN], kind="init", lane=Lane.BULK, orders=Orders(), reporter=reporter, until=None)
+    finally:
+        stop_scheduler(settings.data_dir)
+    with open_own_ledger(settings) as ledger:
+        (item,) = ledger.failures()
+        began = [one.started for one in ledger.attempts(item.id)]
+    assert (item.path, item.reason, len(began)) == ("greedy.txt", Reason.KILLED, KILLS_ALLOWED)
+    assert min(later - earlier for earlier, later in pairwise(sorted(began))) >= 0.25
+    assert any(event.waits["memory"] for event in said if isinstance(event, Progressed))

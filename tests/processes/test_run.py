@@ -20,6 +20,7 @@ from engine.errors import CannotRunError, UsageError
 from engine.guards import disk_free_bytes
 from engine.model import ItemState, Lane, UserId
 from engine.policy.spool import Need
+from engine.processes import private_bytes
 from engine.reasons import Reason
 from engine.run import open_own_ledger, run, seconds_until
 from engine.settings import Settings, load_settings
@@ -47,6 +48,22 @@ def _run(settings: Settings, until: float | None) -> int:
     report = run(settings, None, kind="init", lane=Lane.BULK, orders=Orders(), reporter=SilentReporter(), until=until)
     assert report.counts.found in (0, 5)
     return report.exit_code
+
+
+def test_a_unit_that_was_promised_all_has_what_the_run_itself_does_not_need(settings: Settings) -> None:
+    """What its own process has freed, and the C library keeps, goes back to the system before the unit begins."""
+    settings = replace(settings, memory_limit_bytes=256 << 20)
+    (settings.data_dir.parent / "home" / "4.txt").unlink()
+    # By its name and size it takes the whole budget.
+    (settings.data_dir.parent / "home" / "4.tif").write_bytes(bytes(2 << 20))
+    blocks = [bytearray(2_000) for _ in range(50_000)]
+    last = bytearray(2_000)
+    held = private_bytes(os.getpid())
+    blocks.clear()
+    assert private_bytes(os.getpid()) > held - (20 << 20), "the block behind them keeps them from the system"
+    _run(settings, until=None)
+    assert private_bytes(os.getpid()) < held - (50 << 20)
+    del last
 
 
 @pytest.mark.parametrize("leave", [False, True])

@@ -138,6 +138,17 @@ def _take(size: int) -> mmap.mmap:
     return memory
 
 
+def fill_late(order: Mapping[str, Any], place: Place) -> Result:
+    """Has so much memory mapped, and uses it, and as much again, as soon as a file in the inbox allows it."""
+    memory = mmap.mmap(-1, order["bytes"], flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    _began(place)
+    while not (place.inbox / "go").exists():
+        time.sleep(0.005)
+    for page in range(0, len(memory), mmap.PAGESIZE):
+        memory[page] = 1
+    return {"bytes": len(_take(order["bytes"]))}
+
+
 def ask_first(order: Mapping[str, Any], place: Place) -> Result:
     """Takes so much memory as soon as a file in the inbox allows it."""
     _began(place)
@@ -369,6 +380,7 @@ DEEDS: dict[str, Callable[[Mapping[str, Any], Place], Result]] = {
     "stay": stay,
     "burst": burst,
     "ask first": ask_first,
+    "fill late": fill_late,
     "return bytes": lambda order, place: {"bytes": b"no JSON"},
     "return NaN": lambda order, place: {"number": float("nan")},
     "return half a character": lambda order, place: {"name": "a\ud800b"},

@@ -181,7 +181,7 @@ def test_memory_and_its_origin_are_told(settings: Settings, monkeypatch: pytest.
     """The limit with where it comes from; a setting above what there is, and too little, are warnings."""
 
     def limit(setting: int | None) -> tuple[int, str]:
-        return (setting, "NIGHTMILL_MEMORY_LIMIT") if setting else (2 * GB, "cgroup v2 /x")
+        return (GB, "NIGHTMILL_MEMORY_LIMIT") if setting == GB else (2 * GB, "cgroup v2 /x")
 
     monkeypatch.setattr(guards, "memory_limit", limit)
     monkeypatch.setattr(guards, "read_memory", lambda: guards.Reading(used_bytes=GB, available_bytes=GB // 8))
@@ -190,8 +190,10 @@ def test_memory_and_its_origin_are_told(settings: Settings, monkeypatch: pytest.
     assert checks["memory now"].ok is None
     assert checks["memory now"].found == "1 GiB used, 128 MiB available"
     more = checks_of(replace(settings, memory_limit_bytes=3 * GB))["memory limit"]
-    assert (more.ok, more.found) == (None, "3 GiB (NIGHTMILL_MEMORY_LIMIT)")
-    assert "only 2 GiB (cgroup v2 /x)" in more.way_out
+    assert (more.ok, more.found) == (None, "2 GiB (cgroup v2 /x)")
+    assert "NIGHTMILL_MEMORY_LIMIT says 3 GiB" in more.way_out
+    less = checks_of(replace(settings, memory_limit_bytes=GB))["memory limit"]
+    assert (less.ok, less.found) == (True, "1 GiB (NIGHTMILL_MEMORY_LIMIT)")
     monkeypatch.setattr(guards, "memory_limit", lambda setting: (GB // 8, "cgroup v2 /x"))
     assert checks_of(settings)["memory limit"].ok is None
 

@@ -43,9 +43,12 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return mount
 
 
-def test_the_setting_wins() -> None:
-    """What the operator says is taken as said."""
+def test_the_setting_narrows_what_there_is(tree: Path) -> None:
+    """More than a group or the machine has it cannot give."""
     assert guards.memory_limit(12345) == (12345, "NIGHTMILL_MEMORY_LIMIT")
+    assert guards.memory_limit(2**50) == (guards.machine_limit(), "physical memory less a reserve")
+    (tree / "outer" / "memory.max").write_text("5000\n")
+    assert guards.memory_limit(12345) == (5000, f"cgroup v2 {tree / 'outer'}")
 
 
 def test_without_any_limit_a_reserve_is_left(tree: Path) -> None:
@@ -59,7 +62,12 @@ def test_without_any_limit_a_reserve_is_left(tree: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "version"),
-    [("memory/a/memory.limit_in_bytes", 1), ("memory/a/b/memory.limit_in_bytes", 1), ("outer/memory.max", 2)],
+    [
+        ("memory/a/memory.limit_in_bytes", 1),
+        ("memory/a/b/memory.limit_in_bytes", 1),
+        ("outer/memory.max", 2),
+        ("outer/memory.high", 2),
+    ],
 )
 def test_a_group_on_the_way_up_limits_us(tree: Path, file: str, version: int) -> None:
     """Own group or a parent, v1 or v2: its limit counts, and the answer names it."""
@@ -70,7 +78,10 @@ def test_a_group_on_the_way_up_limits_us(tree: Path, file: str, version: int) ->
 
 
 def test_the_smallest_limit_counts(tree: Path) -> None:
-    """Of several limits the narrowest is taken."""
+    """Of several limits the narrowest is taken, of one group or of two."""
+    (tree / "outer" / "inner" / "memory.max").write_text("max\n")
+    (tree / "outer" / "inner" / "memory.high").write_text(str(85 * 1024**2))
+    assert guards.memory_limit(None) == (85 * 1024**2, f"cgroup v2 {tree / 'outer' / 'inner'}")
     (tree / "memory" / "a" / "memory.limit_in_bytes").write_text(str(90 * 1024**2))
     (tree / "outer" / "memory.max").write_text(str(80 * 1024**2))
     assert guards.memory_limit(None)[0] == 80 * 1024**2
@@ -86,8 +97,8 @@ def test_cache_that_can_be_dropped_is_not_used(tree: Path) -> None:
 
 
 def test_every_ceiling_is_read(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit in force, each limited group of our processes once, and the machine; limits are looked for again when
-    other processes are here, and after a second."""
+    """The limit that was set, each limited group of our processes once, and the machine; limits are looked for again
+    when other processes are here, and after a second."""
     monkeypatch.setattr(guards, "_PROC", tmp_path / "proc")
     monkeypatch.setattr(guards, "_MEMINFO", tmp_path / "meminfo")
     (tmp_path / "meminfo").write_text("MemTotal: 8388608 kB\nMemFree: 1 kB\nMemAvailable: 6291456 kB\n")
