@@ -53,7 +53,7 @@ from engine.plan import Plan
 from engine.policy import estimates, spool, units
 from engine.policy.estimates import Estimate
 from engine.policy.peaks import Peaks, after_running_out
-from engine.policy.retries import SPARED_ALLOWED, Verdict, after_failure, keeps_published, worth_another_run
+from engine.policy.retries import OWN_DOING, SPARED_ALLOWED, Verdict, after_failure, keeps_published, worth_another_run
 from engine.ports import Attempt, Clock, FetchFailed, ItemRecord, Ledger, Move, Source
 from engine.publishing import Publisher
 from engine.reasons import CATALOGUE, Reason
@@ -817,9 +817,7 @@ class UserPipeline:
             notes = (*notes[: MAX_NOTES - 2], f"partial: the pages {', '.join(map(str, lost[:20]))} could not be read")
             trouble = self._kept.page_troubles.pop(item.record.id, None)
             if len(lost) == len(document.pages) and not any(page.text.strip() for page in merged):
-                why = f": {trouble.reason}: {trouble.detail}" if trouble is not None else ""
-                failure = Failure(reason=Reason.OCR_FAILED, detail=f"no page could be read{why}")
-                self._settle(item, ItemState.FAILED, failure)
+                self._settle_unread(item, len(lost), trouble)
                 return False
         unsure = low_confidence(merged)
         if unsure:
@@ -828,6 +826,15 @@ class UserPipeline:
         self._writer.save_document(item.content, item.extract, json.dumps(whole.to_json()).encode())
         self._describe(item, whole, item.extract)
         return True
+
+    def _settle_unread(self, item: Item, pages: int, trouble: Failure | None) -> None:
+        """None of its pages could be read. What became of the only one is what became of the item."""
+        if pages == 1 and trouble is not None:
+            self._settle(item, ItemState.QUARANTINED if trouble.reason in OWN_DOING else ItemState.FAILED, trouble)
+            return
+        why = f": {trouble.reason}: {trouble.detail}" if trouble is not None else ""
+        failure = Failure(reason=Reason.OCR_FAILED, detail=f"no page could be read{why}")
+        self._settle(item, ItemState.FAILED, failure)
 
     def _chunked(self, item: Item | None, result: Mapping[str, Any], outbox: Path) -> None:
         assert item is not None

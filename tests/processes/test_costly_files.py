@@ -47,6 +47,7 @@ def test_costly_files_cost_no_more_than_they_must(
     (home / "greedy.txt").write_text("The knot.")
     (home / "unlucky.txt").write_text("The ruff.")
     files.picture("The turnstone").save(home / "hunted.png")
+    files.picture("The godwit").save(home / "fatal.jpg")
     (tmp_path / "mail" / "new").mkdir(parents=True)
     (tmp_path / "mail" / "cur").mkdir()
     with open(tmp_path / "mail" / "cur" / "huge", "wb") as file:
@@ -75,7 +76,7 @@ def test_costly_files_cost_no_more_than_they_must(
         )
     finally:
         stop_scheduler(settings.data_dir)
-    assert (report.counts.found, report.counts.indexed, report.counts.partial, report.counts.failed) == (18, 14, 2, 4)
+    assert (report.counts.found, report.counts.indexed, report.counts.partial, report.counts.failed) == (19, 14, 2, 5)
     with open_own_ledger(settings) as ledger:
         failed_items = {Path(item.path).name: item for item in ledger.failures()}
         greedy, huge, hunted = (failed_items[name] for name in ("greedy.txt", "huge", "hunted.png"))
@@ -87,6 +88,11 @@ def test_costly_files_cost_no_more_than_they_must(
         # Not its own doing: the next run tries it again, and has not lost its page.
         assert (hunted.state, hunted.reason) == (ItemState.FAILED, Reason.KILLED)
         assert worth_another_run(hunted.reason)
+        # A picture has one page: what that dies of is what the item dies of.
+        assert (failed_items["fatal.jpg"].state, failed_items["fatal.jpg"].reason) == (
+            ItemState.QUARANTINED,
+            Reason.CRASHED,
+        )
         tries = {
             name: ledger.attempts(ledger.find_items(name)[0].id)
             for name in ("greedy.txt", "unlucky.txt", "deadly.pdf", "scan.pdf")
