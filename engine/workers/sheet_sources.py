@@ -6,6 +6,7 @@ Rule: bounded before it is decoded, by what the file says of itself, and never m
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -135,7 +136,8 @@ class _ImageFile:
             try:
                 size = f"{image.width} x {image.height} pixels"
                 if image.format == "JPEG":
-                    image.draft("L", image.size)
+                    # Decoded at half its size where that is not less than what is kept of it.
+                    image.draft("L", _kept_size(image))
                 ask_memory(place, self._module.decoding_bytes(image) + image.width * image.height, f"reading {size}")
                 return _picture_of(image)
             except self._module.TROUBLE as error:
@@ -151,11 +153,16 @@ def _picture_of(image: Image) -> Picture:
     from PIL import ImageOps
 
     gray = ImageOps.exif_transpose(_gray(image))
-    factor = math.sqrt(MAX_SHEET_PIXELS / (gray.width * gray.height))
-    if factor < 1.0:
-        size = (max(1, int(gray.width * factor)), max(1, int(gray.height * factor)))
-        gray = gray.resize(size, reducing_gap=2.0)
-    return numpy.asarray(gray)
+    size = _kept_size(gray)
+    return numpy.asarray(gray if size == gray.size else gray.resize(size, reducing_gap=2.0))
+
+
+def _kept_size(image: Image) -> tuple[int, int]:
+    """Its own, or what of it lies within MAX_SHEET_PIXELS."""
+    factor = math.sqrt(MAX_SHEET_PIXELS / (image.width * image.height))
+    if factor >= 1.0:
+        return image.size
+    return max(1, int(image.width * factor)), max(1, int(image.height * factor))
 
 
 def _gray(image: Image) -> Image:
@@ -167,7 +174,7 @@ def _gray(image: Image) -> Image:
         return _stretched(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         return _on_paper(image)
-    return image.convert("L")
+    return image if image.mode == "L" else _in_bands(image, lambda band: band.convert("L"))
 
 
 def _stretched(image: Image) -> Image:
@@ -195,11 +202,22 @@ def _on_paper(image: Image) -> Image:
 def _laid_on(image: Image, paper: str) -> Image:
     import PIL.Image
 
+    def gray_of(band: Image) -> Image:
+        layer = band.convert("RGBA")
+        sheet = PIL.Image.new("RGBA", layer.size, paper)
+        sheet.alpha_composite(layer)
+        return sheet.convert("L")
+
+    return _in_bands(image, gray_of)
+
+
+def _in_bands(image: Image, gray_of: Callable[[Image], Image]) -> Image:
+    """What it takes on the way, such as all of it in RGB, is there for a few rows at a time."""
+    import PIL.Image
+
     gray = PIL.Image.new("L", image.size)
     gray.info = dict(image.info)
     for top in range(0, image.height, _BAND_ROWS):
-        layer = image.crop((0, top, image.width, min(top + _BAND_ROWS, image.height))).convert("RGBA")
-        sheet = PIL.Image.new("RGBA", layer.size, paper)
-        sheet.alpha_composite(layer)
-        gray.paste(sheet.convert("L"), (0, top))
+        band = image.crop((0, top, image.width, min(top + _BAND_ROWS, image.height)))
+        gray.paste(gray_of(band), (0, top))
     return gray

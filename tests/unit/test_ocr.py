@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,29 @@ def test_a_jpeg_that_ends_early_is_read_as_far_as_it_goes(reader: Reader) -> Non
     data = encoded(drawing(WORDS, 900, 600), "JPEG")
     reader.put(data[: len(data) * 97 // 100])
     assert WORDS in reader.page(1, "image/jpeg").text
+
+
+def test_a_large_jpeg_is_decoded_at_half_its_size(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more of it is kept: 90 million pixels of print colours take a quarter of the memory."""
+    reader.put(encoded(drawing(WORDS, 9500, 9500).convert("CMYK"), "JPEG"))
+    monkeypatch.setattr(reader, "memory_left", lambda: 200_000_000)
+    with closing(sheet_sources.open_source(reader.inbox / "1", "image/jpeg")) as source:
+        rows = source.picture(1, reader)
+    assert 0.99 * reading.MAX_SHEET_PIXELS < rows.shape[0] * rows.shape[1] <= reading.MAX_SHEET_PIXELS
+    assert rows.min() < 100
+    assert rows.max() == 255
+
+
+def test_colours_become_gray_as_all_at_once(reader: Reader) -> None:
+    """Rows are turned some hundreds at a time, so that the colours are never there twice."""
+    picture = Image.radial_gradient("L").resize((300, 700))
+    colours = Image.merge(
+        "CMYK", [picture, picture.rotate(180), picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM), picture]
+    )
+    reader.put(encoded(colours, "TIFF"))
+    with closing(sheet_sources.open_source(reader.inbox / "1", "image/tiff")) as source:
+        rows = source.picture(1, reader)
+    assert rows.tobytes() == colours.convert("RGB").convert("L").tobytes()
 
 
 def test_a_scanned_page_becomes_text(reader: Reader) -> None:
