@@ -148,14 +148,25 @@ class _ImageFile:
 def _picture_of(image: Image) -> Picture:
     """Gray, as the orientation tag turns it, within MAX_SHEET_PIXELS."""
     import numpy
-    from PIL import ImageOps
 
-    gray = ImageOps.exif_transpose(_gray(image))
+    gray = _upright(_gray(image))
     factor = math.sqrt(MAX_SHEET_PIXELS / (gray.width * gray.height))
     if factor < 1.0:
         size = (max(1, int(gray.width * factor)), max(1, int(gray.height * factor)))
         gray = gray.resize(size, reducing_gap=2.0)
     return numpy.asarray(gray)
+
+
+def _upright(image: Image) -> Image:
+    """Turned as its tag says. Where that cannot be read, the picture can all the same."""
+    from PIL import ImageOps
+
+    from engine.workers.read_image import TROUBLE
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except TROUBLE:
+        return image
 
 
 def _gray(image: Image) -> Image:
@@ -165,6 +176,8 @@ def _gray(image: Image) -> Image:
     image, _ = load_rows(image)
     if image.mode.startswith(("I", "F")):
         return _stretched(image)
+    if image.mode == "LAB":
+        return image.getchannel("L")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         return _on_paper(image)
     return image.convert("L")
