@@ -215,6 +215,19 @@ def docx(body: Pieces, *more: tuple[str, Pieces], head: bytes = b"") -> bytes:
     return packed([("[Content_Types].xml", [TYPES]), document, *more])
 
 
+def many_names(kinds: Sequence[str], name: str, count: int, part: Pieces) -> bytes:
+    """A DOCX that points to one part so many times for each kind of relation, in ever other capitals: names of parts
+    are compared without regard to them."""
+    names = [
+        "".join(letter.upper() if number >> place & 1 else letter for place, letter in enumerate(name))
+        for number in range(count)
+    ]
+    relations = (f'<Relationship Type="x/{kind}" Target="{each}"/>'.encode() for kind in kinds for each in names)
+    space = b'<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">'
+    listed = ("word/_rels/document.xml.rels", [space, *relations, b"</Relationships>"])
+    return docx([b"<w:p/>"], (f"word/{name}", part), listed)
+
+
 def many_entries(count: int, name: bytes = b"") -> bytes:
     """A ZIP file that is hardly more than its directory: so many entries, all of them one and the same."""
     inside = b"PK\x03\x04" + struct.pack("<HHHHHIIIHH", 20, 0, 0, 0, 33, 0, 0, 0, len(name), 0) + name
@@ -447,6 +460,28 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
         ),
         (READ, "bomb"),
     ),
+    "stories_of_one_part_by_1600_names.docx": (
+        lambda: many_names(
+            ("footnotes", "endnotes", "comments", "header", "footer", "diagramData", "chart", "chartEx"),
+            "headersandsoon.xml",
+            200,
+            [WORD, *times(b"<w:b/>", 2_600_000), WORD_END],
+        ),
+        (READ,),
+    ),
+    "objects_of_one_part_by_9000_names.docx": (
+        lambda: many_names(("oleObject",), "embeddedobject.bin", 9_000, times(b"\0" * 1_000, 16_000)),
+        (READ,),
+    ),
+    "lines_in_80_frames.docx": (
+        lambda: docx(
+            [
+                *(incompressible(100) * 60, b"<w:tbl><w:tr><w:tc>" * 80, b"<w:p><w:r><w:t>"),
+                *(*times(b"a<w:br/>", 9_500_000), b"</w:t></w:r></w:p>", b"</w:tc></w:tr></w:tbl>" * 80),
+            ]
+        ),
+        (READ,),
+    ),
     "sheets_1500mb.xlsx": (
         lambda: packed([("[Content_Types].xml", [TYPES]), ("xl/worksheets/sheet1.xml", times(b"<row/>", 250 * MB))]),
         ("bomb",),
@@ -484,6 +519,7 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
     "frames_3000_of_90_megapixels.tif": (lambda: tiff(3_000, 9_500, 9_500), (READ, "deadline", "bomb", "damaged")),
     "gray_16_bit_9900.tif": (lambda: tiff(1, 9_900, 9_900, depth=16), (READ, "out_of_memory")),
     "scans_20000.jpg": (lambda: many_scans(2_000, 2_000, 20_000), (READ, "deadline", "damaged", "bomb")),
+    "blanks_behind_the_mark_of_a_picture.txt": (lambda: [b"P6", *times(b" ", 60_000), b"far away"], (READ,)),
     "line_200mb.txt": (lambda: times(b"grass and grain ", 12_500_000), (READ,)),
     "blank_line_200mb.txt": (lambda: times(b" ", 200 * MB), (READ,)),
     "holes_1gb.txt": (lambda: [b"words\n", *times(b"\0" * 1000, MB)], (READ, "unknown_type")),

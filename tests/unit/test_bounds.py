@@ -373,3 +373,27 @@ def test_breaks_and_empty_paragraphs_take_no_room(desk: Desk) -> None:
         page.data(" ")
         page.start("p", {})  # beside its bullet it breaks no line
     assert len(page._pieces) == 3
+
+
+def test_a_part_of_a_document_is_read_once_by_whatever_names(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that differ in capitals are one name, and one part is of one kind."""
+    unpacked: list[str] = []
+    blocks_of = read_docx.blocks_of
+    monkeypatch.setattr(read_docx, "blocks_of", lambda *given: (unpacked.append(given[1]), blocks_of(*given))[1])
+    kinds = ("header", "footer", "footnotes")
+    story = [bombs.WORD, b"<w:p><w:r><w:t>again</w:t></w:r></w:p>", bombs.WORD_END]
+    assert text_of(desk.read(bombs.many_names(kinds, "many.xml", 16, story), "a.docx")) == "again"
+    assert unpacked.count("word/many.xml") == 1
+    document = desk.read(bombs.many_names(("package", "oleObject"), "many.bin", 16, [b"some words\n"]), "a.docx")
+    assert (len(document.parts), unpacked.count("word/many.bin")) == (1, 1)
+
+
+def test_lines_in_frames_in_frames_are_not_taken_apart_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that is alone in its row hands its lines on, however deep it lies."""
+    added: list[str] = []
+    add = read_docx._add
+    monkeypatch.setattr(read_docx, "_add", lambda lines, text: (added.append(text), add(lines, text))[1])
+    line = b"<w:p><w:r><w:t>a<w:br/>b</w:t></w:r></w:p>"
+    docx = bombs.docx([b"<w:tbl><w:tr><w:tc>" * 50, line * 1_000, b"</w:tc></w:tr></w:tbl>" * 50])
+    assert text_of(desk.read(docx, "a.docx")) == "\n".join(["a\nb"] * 1_000)
+    assert len(added) < 2_000
