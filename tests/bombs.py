@@ -136,6 +136,19 @@ def painted(width: int, height: int, entries: bytes, data: Pieces) -> bytes:
     return page_pdf(stream(b"q 612 0 0 792 0 0 cm /I Do Q"), deflated(data, head), resources=b"/XObject<</I 5 0 R>>")
 
 
+def jpeg_2000(width: int, height: int) -> bytes:
+    """A page that is one picture in JPEG 2000, of which there is hardly more than its size (ITU T.800, A.5 to A.6)."""
+    size = struct.pack(">HIIIIIIIIH3B", 0, width, height, 0, 0, width, height, 0, 0, 1, 7, 1, 1)
+    coding, quantisation = struct.pack(">BBHBBBBBB", 0, 0, 1, 0, 0, 4, 4, 0, 1), b"\x20\x40"
+    marks = ((b"\xff\x51", size), (b"\xff\x52", coding), (b"\xff\x5c", quantisation))
+    head = b"".join(mark + struct.pack(">H", len(data) + 2) + data for mark, data in marks)
+    tile = b"\xff\x90" + struct.pack(">HHIBB", 10, 0, 0, 0, 1) + b"\xff\x93" + bytes(20)
+    picture = b"\xff\x4f" + head + tile + b"\xff\xd9"
+    entries = b"/Type/XObject/Subtype/Image/Width 10/Height 10/Filter/JPXDecode"
+    content = stream(b"q 612 0 0 792 0 0 cm /I Do Q")
+    return page_pdf(content, stream(picture, entries), resources=b"/XObject<</I 5 0 R>>")
+
+
 def attachments(count: int, size: int) -> bytes:
     """One embedded file under so many names."""
     names = b"".join(b"(%05d)6 0 R" % number for number in range(count))
@@ -386,6 +399,7 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
         lambda: painted(30_000, 30_000, b"/ColorSpace/DeviceRGB/BitsPerComponent 8", [b"\0" * 1000]),
         (READ, "bomb", "damaged", "out_of_memory", "ocr_failed"),
     ),
+    "picture_30000_of_jpeg_2000.pdf": (lambda: jpeg_2000(30_000, 30_000), (READ, *STOPPED, "ocr_failed")),
     "predictor_wide.pdf": (
         lambda: page_pdf(deflated([b"\0" * 99], b"/DecodeParms<</Predictor 12/Columns 2000000000/Colors 4>>")),
         (READ, "damaged", *STOPPED),

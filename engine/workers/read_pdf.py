@@ -71,6 +71,8 @@ _SAYING: Final = (pymupdf.PDF_WIDGET_TYPE_TEXT, pymupdf.PDF_WIDGET_TYPE_COMBOBOX
 _MAX_EXTRAS: Final = 5_000
 
 
+#: How MuPDF and OpenJPEG complain of it.
+_LACKING = re.compile(r".*(?:[mc]alloc|memory|exceeds system limits).*")
 _CODES = re.compile("[\x00-\x08\x0e-\x1f]")
 
 
@@ -90,6 +92,7 @@ def open_pdf(path: Path) -> Any:
     """An open pymupdf.Document with pages. Raises StageFailed: encrypted, damaged, bomb."""
     pymupdf.TOOLS.mupdf_display_errors(False)
     pymupdf.TOOLS.mupdf_display_warnings(False)
+    pymupdf.TOOLS.reset_mupdf_warnings()  # of the file before
     try:
         if path.stat().st_size <= _IN_MEMORY_BYTES:
             pdf = pymupdf.open(stream=path.read_bytes(), filetype="pdf")
@@ -125,6 +128,14 @@ def refused(error: Exception, what: str) -> Exception:
     if re.search(r"malloc|calloc|realloc|memory", message):
         return MemoryError(message)
     return StageFailed(Reason.DAMAGED, f"{what}: {message}")
+
+
+def miss_nothing_for_memory() -> None:
+    """To be called when a page was painted: MuPDF leaves out a picture in JPEG 2000 that it has no memory for, and the
+    page is blank. Raises RuntimeError, as MuPDF does where memory lacks for anything else."""
+    complaints: str = pymupdf.TOOLS.mupdf_warnings()
+    if found := _LACKING.search(complaints):
+        raise RuntimeError(f"a picture has no memory: {found.group()}")
 
 
 @dataclass(slots=True)
@@ -181,6 +192,7 @@ def _read_pages(pdf: Any, material: Material, state: _Reading, journal: Journal 
             state.skipped += 1
         else:
             page = _page(pdf, number - 1, state, material.ocr, left)
+            pymupdf.TOOLS.reset_mupdf_warnings()  # PyMuPDF keeps them all: a hundred of a page that is all mistakes
             now = left()
             if room - now > min(_STORE_BYTES, room // 2) or (now == sys.maxsize and number % _STORE_PAGES == 0):
                 pymupdf.TOOLS.store_shrink(100)

@@ -86,6 +86,7 @@ class _PdfFile:
             dpi = fitting_dpi(page.rect.width / 72, page.rect.height / 72, scale)
             matrix = pymupdf.Matrix(dpi / 72, dpi / 72)
             pixels = page.get_pixmap(matrix=matrix, colorspace=pymupdf.csGRAY, alpha=False)
+            self._module.miss_nothing_for_memory()
         except self._module.TROUBLE as error:
             raise self._module.refused(error, f"page {number}") from error
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import resource
 import struct
 import tracemalloc
 import zipfile
@@ -22,7 +23,7 @@ from engine.workers.archive import open_archive
 from engine.workers.ocr import open_stage
 from engine.workers.reading import tidy
 from tests import bombs
-from tests.unit.extraction import Desk, encoded, ole_of, text_of
+from tests.unit.extraction import Desk, encoded, ole_of, raw_pdf, stream_of, text_of
 
 
 @pytest.fixture
@@ -88,6 +89,30 @@ def test_a_picture_in_a_pdf_is_refused_before_the_page_is_painted(desk: Desk) ->
         )
     assert raised.value.failure.reason is Reason.OUT_OF_MEMORY
     assert raised.value.failure.detail.startswith("decoding a picture of 30000 x 30000 pixels takes about 2700 MB")
+
+
+def test_a_picture_that_lacks_memory_is_no_blank_page(desk: Desk) -> None:
+    """OpenJPEG says something else where it gets none, and MuPDF paints the page without the picture."""
+    pytest.importorskip("tesserocr")
+    assert desk.read(bombs.jpeg_2000(9_000, 9_000), "a.pdf").pages[0].needs_ocr
+    held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    stage = open_stage({"languages": ["eng"]})
+    resource.setrlimit(resource.RLIMIT_DATA, (held + (100 << 20), limits[1]))
+    try:
+        with pytest.raises(MemoryError, match="a picture has no memory"):
+            stage.run({"file": "1", "media_type": "application/pdf", "page": 1, "prefix": "p"}, desk)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+def test_what_a_pdf_has_against_itself_is_not_kept(desk: Desk) -> None:
+    """PyMuPDF keeps each complaint of MuPDF's until it is told not to."""
+    wrong = [stream_of(b"".join(b"%b%d " % (b"x" * page, number) for number in range(50))) for page in (1, 2, 3)]
+    kids = [b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]/Contents %d 0 R>>" % (6 + page) for page in range(3)]
+    pages = b"<</Type/Pages/Kids[3 0 R 4 0 R 5 0 R]/Count 3>>"
+    desk.read(raw_pdf(b"<</Type/Catalog/Pages 2 0 R>>", pages, *kids, *wrong), "a.pdf")
+    assert len(pymupdf.TOOLS.mupdf_warnings().splitlines()) < 5
 
 
 def test_a_mail_that_needs_more_memory_than_is_left_is_refused_before_it_is_taken_apart(desk: Desk) -> None:
