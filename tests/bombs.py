@@ -328,6 +328,15 @@ def tiff(frames: int, width: int, height: int, *, depth: int = 1, loop: bool = F
     return bytes(out)
 
 
+def jpeg_of_many_scans(width: int, height: int, scans: int) -> bytes:
+    """A page that is such a picture: see `many_scans`."""
+    entries = (
+        b"/Type/XObject/Subtype/Image/Width %d/Height %d/ColorSpace/DeviceGray/BitsPerComponent 8/Filter/DCTDecode"
+    )
+    picture = stream(many_scans(width, height, scans), entries % (width, height))
+    return page_pdf(stream(b"q 612 0 0 792 0 0 cm /I Do Q"), picture, resources=b"/XObject<</I 5 0 R>>")
+
+
 def many_scans(width: int, height: int, scans: int) -> bytes:
     """A progressive JPEG that refines the same coefficients again and again."""
     from PIL import Image
@@ -400,6 +409,7 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
         (READ, "bomb", "damaged", "out_of_memory", "ocr_failed"),
     ),
     "picture_30000_of_jpeg_2000.pdf": (lambda: jpeg_2000(30_000, 30_000), (READ, *STOPPED, "ocr_failed")),
+    "picture_of_9000_scans.pdf": (lambda: jpeg_of_many_scans(8_000, 8_000, 9_000), ("bomb", "ocr_failed")),
     "predictor_wide.pdf": (
         lambda: page_pdf(deflated([b"\0" * 99], b"/DecodeParms<</Predictor 12/Columns 2000000000/Colors 4>>")),
         (READ, "damaged", *STOPPED),

@@ -9,6 +9,7 @@ import mmap
 import os
 import re
 import struct
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -50,11 +51,16 @@ def refuse_many_blocks(path: Path, media_type: str) -> None:
 def refuse_many_scans(path: Path) -> None:
     """Each scan of a progressive JPEG goes over all of its pixels, and can be a few bytes long. Raises
     StageFailed(BOMB)."""
-    scans, last = 0, b""
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            scans += (last + block).count(_SCAN)
-            last = block[-1:]
+        refuse_scans_of(iter(lambda: file.read(1 << 20), b""))
+
+
+def refuse_scans_of(blocks: Iterable[bytes]) -> None:
+    """The same of a JPEG wherever it is. Raises StageFailed(BOMB)."""
+    scans, last = 0, b""
+    for block in blocks:
+        scans += (last + block).count(_SCAN)
+        last = block[-1:]
     if scans > MAX_SCANS:
         raise StageFailed(Reason.BOMB, f"a picture in {scans} passes; at most {MAX_SCANS}")
 

@@ -81,6 +81,7 @@ class _PdfFile:
             raise StageFailed(Reason.OCR_FAILED, f"there is no page {number}; the file has {self._pdf.page_count}")
         try:
             page = self._pdf.load_page(number - 1)
+            _refuse_many_scans(self._pdf, page)
             need, what = _largest_picture(page)
             ask_memory(place, need, what)
             dpi = fitting_dpi(page.rect.width / 72, page.rect.height / 72, scale)
@@ -96,6 +97,15 @@ class _PdfFile:
 
     def close(self) -> None:
         self._pdf.close()
+
+
+def _refuse_many_scans(pdf: Any, page: Any) -> None:
+    """Of the pictures in JPEG on a page. Raises StageFailed(BOMB)."""
+    from engine.workers.image_heads import refuse_scans_of
+
+    for number, *_, form, _ in page.get_images(full=True):
+        if form == "DCTDecode":
+            refuse_scans_of([pdf.xref_stream_raw(number)])
 
 
 def _largest_picture(page: Any) -> tuple[int, str]:

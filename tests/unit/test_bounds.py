@@ -106,6 +106,18 @@ def test_a_picture_that_lacks_memory_is_no_blank_page(desk: Desk) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
+def test_passes_of_a_picture_in_a_pdf_are_counted(desk: Desk) -> None:
+    """As those of a picture that is a file of its own."""
+    pytest.importorskip("tesserocr")
+    order = {"file": "1", "media_type": "application/pdf", "page": 1, "prefix": "p"}
+    assert desk.read(bombs.jpeg_of_many_scans(64, 64, image_heads.MAX_SCANS + 1), "a.pdf").pages[0].needs_ocr
+    with pytest.raises(StageFailed) as raised:
+        open_stage({"languages": ["eng"]}).run(order, desk)
+    assert raised.value.failure.reason is Reason.BOMB
+    desk.read(bombs.jpeg_of_many_scans(64, 64, 100), "a.pdf")
+    open_stage({"languages": ["eng"]}).run(order, desk)
+
+
 def test_what_a_pdf_has_against_itself_is_not_kept(desk: Desk) -> None:
     """PyMuPDF keeps each complaint of MuPDF's until it is told not to."""
     wrong = [stream_of(b"".join(b"%b%d " % (b"x" * page, number) for number in range(50))) for page in (1, 2, 3)]
