@@ -328,6 +328,22 @@ def tiff(frames: int, width: int, height: int, *, depth: int = 1, loop: bool = F
     return bytes(out)
 
 
+def tiff_of_strips(frames: int, strips: int) -> bytes:
+    """So many frames that share the same list of so many strips, of which each is anywhere."""
+    listed = b"\1\0\0\0" * strips
+    out = bytearray(b"II*\0" + struct.pack("<I", 8 + len(listed)) + listed)
+    for frame in range(frames):
+        rows = [
+            *((256, 1, 64), (257, 1, 64), (258, 1, 8), (259, 1, 1), (262, 1, 1)),
+            *((273, strips, 8), (277, 1, 1), (278, 1, 1), (279, 1, 8)),
+        ]
+        following = len(out) + 2 + 12 * len(rows) + 4
+        out += struct.pack("<H", len(rows))
+        out += b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, count, value in rows)
+        out += struct.pack("<I", following if frame < frames - 1 else 0)
+    return bytes(out)
+
+
 def jpeg_of_many_scans(width: int, height: int, scans: int) -> bytes:
     """A page that is such a picture: see `many_scans`."""
     entries = (
@@ -541,6 +557,7 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
     "frames_60000.tif": (lambda: tiff(60_000, 64, 64), ("bomb",)),
     "frames_that_circle.tif": (lambda: tiff(300, 64, 64, loop=True), (READ, "damaged", "bomb")),
     "frames_3000_of_90_megapixels.tif": (lambda: tiff(3_000, 9_500, 9_500), (READ, "deadline", "bomb", "damaged")),
+    "strips_2m_in_20_frames.tif": (lambda: tiff_of_strips(20, 2 * MB), ("bomb",)),
     "gray_16_bit_9900.tif": (lambda: tiff(1, 9_900, 9_900, depth=16), (READ, "out_of_memory")),
     "scans_20000.jpg": (lambda: many_scans(2_000, 2_000, 20_000), (READ, "deadline", "damaged", "bomb")),
     "blanks_behind_the_mark_of_a_picture.txt": (lambda: [b"P6", *times(b" ", 60_000), b"far away"], (READ,)),

@@ -66,11 +66,13 @@ TROUBLE: Final = (
 
 def read(material: Material) -> Document:
     """A page for every frame of a TIFF, one for all others. Raises StageFailed: damaged, bomb, unsupported_type."""
+    if material.media_type == "image/tiff":
+        image_heads.refuse_many_frames(material.path)
     with open_image(material.path, material.media_type, material.place) as image:
         facts = {"size": f"{image.width} x {image.height} pixels", "date": _date(image)}
         if image.info.get("progressive") and image.format in FORMATS["image/jpeg"]:
             image_heads.refuse_many_scans(material.path)
-        count = _frame_count(image, material.path) if material.media_type == "image/tiff" else 1
+        count = _frame_count(image) if material.media_type == "image/tiff" else 1
         pages, notes = [], []
         for index in range(count):
             try:
@@ -257,9 +259,7 @@ def _moves(image: Image.Image) -> bool:
         return False  # what follows the first picture is damaged: nobody looks at it
 
 
-def _frame_count(image: Image.Image, path: Path) -> int:
-    if image_heads.has_many_frames(path):
-        raise StageFailed(Reason.BOMB, f"a picture of more than {image_heads.MAX_FRAMES} frames")
+def _frame_count(image: Image.Image) -> int:
     try:
         count = int(getattr(image, "n_frames", 1))
         image.seek(0)

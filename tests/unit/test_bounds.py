@@ -8,7 +8,7 @@ import resource
 import struct
 import tracemalloc
 import zipfile
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -340,9 +340,17 @@ def test_frames_and_passes_of_a_picture_are_counted_without_pillow(
         assert path.read_bytes()[:2] == order.encode()
         for bound, many in ((3, True), (4, False)):
             monkeypatch.setattr(image_heads, "MAX_FRAMES", bound)
-            assert image_heads.has_many_frames(path) is many
+            with pytest.raises(StageFailed) if many else nullcontext():
+                image_heads.refuse_many_frames(path)
     path.write_bytes(bombs.tiff(3, 40, 40, loop=True))
-    assert not image_heads.has_many_frames(path)  # in a circle each counts once
+    image_heads.refuse_many_frames(path)  # in a circle each counts once
+    monkeypatch.setattr(image_heads, "MAX_ENTRIES", 3 * 8 + 3 * 5)
+    path.write_bytes(bombs.tiff_of_strips(3, 5))
+    image_heads.refuse_many_frames(path)
+    assert desk.refusal(bombs.tiff_of_strips(3, 6), "a.tif") == (
+        Reason.BOMB,
+        "a picture of more than 39 strips or tags",
+    )
     few, most = bombs.many_scans(64, 64, 1), bombs.many_scans(64, 64, 600)
     assert desk.read(few, "a.jpg").pages[0].needs_ocr
     assert desk.refusal(most, "a.jpg") == (Reason.BOMB, "a picture in 605 passes; at most 500")
