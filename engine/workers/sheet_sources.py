@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from engine.ports import Place, StageFailed
 from engine.reasons import Reason
-from engine.workers.reading import MAX_SHEET_PIXELS, PAGE_DPI, ask_memory, told
+from engine.workers.reading import MAX_SHEET_PIXELS, PAGE_DPI, ask_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -150,7 +150,7 @@ class _ImageFile:
                 ask_memory(place, self._module.decoding_bytes(image) + image.width * image.height, f"reading {size}")
                 return _picture_of(image)
             except self._module.TROUBLE as error:
-                raise StageFailed(Reason.DAMAGED, f"page {number}: {type(error).__name__}: {told(error)}") from error
+                raise self._module.refused(error, f"page {number}") from error
 
     def close(self) -> None:
         """Nothing is kept open."""
