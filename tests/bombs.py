@@ -151,7 +151,7 @@ def jpeg_2000(width: int, height: int) -> bytes:
 
 def attachments(count: int, size: int) -> bytes:
     """One embedded file under so many names."""
-    names = b"".join(b"(%05d)6 0 R" % number for number in range(count))
+    names = b"".join(b"(%06d)6 0 R" % number for number in range(count))
     return pdf(
         [
             b"<</Type/Catalog/Pages 2 0 R/Names<</EmbeddedFiles 4 0 R>>>>",
@@ -431,6 +431,7 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
         (READ, "damaged", *STOPPED),
     ),
     "attachments_1000_of_one.pdf": (lambda: attachments(1_000, 60 * MB), (READ, "bomb")),
+    "attachments_300000.pdf": (lambda: attachments(300_000, 21), (READ,)),
     "comments_300000.pdf": (lambda: annotated(300_000), (READ, *STOPPED)),
     "object_stream_2_to_the_31.pdf": (lambda: object_stream(2**31 - 1), (READ, "damaged", "bomb")),
     "xref_of_8m.pdf": (lambda: wide_xref(8_000_000), (READ, "damaged", "bomb")),

@@ -46,6 +46,8 @@ _COVER_WITHOUT_TEXT: Final = 0.1
 _ATTACHMENT_BYTES: Final = 64 << 20
 #: Characters of an attachment's name.
 _NAME_CHARS: Final = 255
+#: Names of embedded files that are gone through: PyMuPDF lists all of them for each, at 5 microseconds a name.
+_MOST_NAMES: Final = 4_000_000
 #: Characters of form fields and comments of one page.
 _EXTRA_CHARS: Final = 100_000
 #: Memory that pages have taken until MuPDF is told to let go of their fonts and pictures, and half of what is left at
@@ -372,9 +374,10 @@ def _attachments(pdf: Any, state: _Reading) -> None:
     except TROUBLE:
         state.parts.left_out += 1
         return
-    for index in range(min(count, MAX_PARTS)):
+    taken = min(count, MAX_PARTS, _MOST_NAMES // max(1, count))
+    for index in range(taken):
         _attach(state, partial(pdf.embfile_info, index), partial(pdf.embfile_get, index))
-    state.parts.left_out += max(0, count - MAX_PARTS)
+    state.parts.left_out += max(0, count - taken)
 
 
 def _attach(state: _Reading, inform: Callable[[], dict[str, Any]], unpack: Callable[[], bytes]) -> None:

@@ -91,6 +91,19 @@ def test_a_picture_in_a_pdf_is_refused_before_the_page_is_painted(desk: Desk) ->
     assert raised.value.failure.detail.startswith("decoding a picture of 30000 x 30000 pixels takes about 2700 MB")
 
 
+def test_a_picture_that_lacks_memory_is_not_damaged(desk: Desk) -> None:
+    """More of it may be had for another attempt."""
+    data = bombs.tiff(1, 6_000, 6_000, depth=16)
+    held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (held + (100 << 20), limits[1]))
+    try:
+        with pytest.raises(MemoryError):
+            desk.read(data, "a.tif")
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
 def test_a_picture_that_lacks_memory_is_no_blank_page(desk: Desk) -> None:
     """OpenJPEG says something else where it gets none, and MuPDF paints the page without the picture."""
     pytest.importorskip("tesserocr")
@@ -104,6 +117,13 @@ def test_a_picture_that_lacks_memory_is_no_blank_page(desk: Desk) -> None:
             stage.run({"file": "1", "media_type": "application/pdf", "page": 1, "prefix": "p"}, desk)
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+def test_names_of_embedded_files_are_gone_through_so_many_times(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them is looked for among all."""
+    monkeypatch.setattr(read_pdf, "_MOST_NAMES", 40 * 10)
+    document = desk.read(bombs.attachments(40, 21), "a.pdf")
+    assert (len(document.parts), document.notes) == (10, ("30 parts were left out: too many, too large or damaged",))
 
 
 def test_passes_of_a_picture_in_a_pdf_are_counted(desk: Desk) -> None:
