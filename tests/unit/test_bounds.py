@@ -93,10 +93,10 @@ def test_a_picture_in_a_pdf_is_refused_before_the_page_is_painted(desk: Desk) ->
 
 def test_a_picture_that_lacks_memory_is_not_damaged(desk: Desk) -> None:
     """More of it may be had for another attempt."""
-    data = bombs.tiff(1, 6_000, 6_000, depth=16)
+    data = bombs.tiff(1, 9_900, 9_900, depth=16)  # 196 MB, and as much for its only strip
     held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (held + (100 << 20), limits[1]))
+    resource.setrlimit(resource.RLIMIT_DATA, (held + (210 << 20), limits[1]))
     try:
         with pytest.raises(MemoryError):
             desk.read(data, "a.tif")
