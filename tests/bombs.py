@@ -136,9 +136,22 @@ def painted(width: int, height: int, entries: bytes, data: Pieces) -> bytes:
     return page_pdf(stream(b"q 612 0 0 792 0 0 cm /I Do Q"), deflated(data, head), resources=b"/XObject<</I 5 0 R>>")
 
 
+def jpeg_2000(width: int, height: int) -> bytes:
+    """A page that is one picture in JPEG 2000, of which there is hardly more than its size (ITU T.800, A.5 to A.6)."""
+    size = struct.pack(">HIIIIIIIIH3B", 0, width, height, 0, 0, width, height, 0, 0, 1, 7, 1, 1)
+    coding, quantisation = struct.pack(">BBHBBBBBB", 0, 0, 1, 0, 0, 4, 4, 0, 1), b"\x20\x40"
+    marks = ((b"\xff\x51", size), (b"\xff\x52", coding), (b"\xff\x5c", quantisation))
+    head = b"".join(mark + struct.pack(">H", len(data) + 2) + data for mark, data in marks)
+    tile = b"\xff\x90" + struct.pack(">HHIBB", 10, 0, 0, 0, 1) + b"\xff\x93" + bytes(20)
+    picture = b"\xff\x4f" + head + tile + b"\xff\xd9"
+    entries = b"/Type/XObject/Subtype/Image/Width 10/Height 10/Filter/JPXDecode"
+    content = stream(b"q 612 0 0 792 0 0 cm /I Do Q")
+    return page_pdf(content, stream(picture, entries), resources=b"/XObject<</I 5 0 R>>")
+
+
 def attachments(count: int, size: int) -> bytes:
     """One embedded file under so many names."""
-    names = b"".join(b"(%05d)6 0 R" % number for number in range(count))
+    names = b"".join(b"(%06d)6 0 R" % number for number in range(count))
     return pdf(
         [
             b"<</Type/Catalog/Pages 2 0 R/Names<</EmbeddedFiles 4 0 R>>>>",
@@ -213,6 +226,19 @@ def docx(body: Pieces, *more: tuple[str, Pieces], head: bytes = b"") -> bytes:
     """A DOCX with that body."""
     document = ("word/document.xml", [head + WORD, *body, WORD_END])
     return packed([("[Content_Types].xml", [TYPES]), document, *more])
+
+
+def many_names(kinds: Sequence[str], name: str, count: int, part: Pieces) -> bytes:
+    """A DOCX that points to one part so many times for each kind of relation, in ever other capitals: names of parts
+    are compared without regard to them."""
+    names = [
+        "".join(letter.upper() if number >> place & 1 else letter for place, letter in enumerate(name))
+        for number in range(count)
+    ]
+    relations = (f'<Relationship Type="x/{kind}" Target="{each}"/>'.encode() for kind in kinds for each in names)
+    space = b'<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">'
+    listed = ("word/_rels/document.xml.rels", [space, *relations, b"</Relationships>"])
+    return docx([b"<w:p/>"], (f"word/{name}", part), listed)
 
 
 def many_entries(count: int, name: bytes = b"") -> bytes:
@@ -302,6 +328,31 @@ def tiff(frames: int, width: int, height: int, *, depth: int = 1, loop: bool = F
     return bytes(out)
 
 
+def tiff_of_strips(frames: int, strips: int) -> bytes:
+    """So many frames that share the same list of so many strips, of which each is anywhere."""
+    listed = b"\1\0\0\0" * strips
+    out = bytearray(b"II*\0" + struct.pack("<I", 8 + len(listed)) + listed)
+    for frame in range(frames):
+        rows = [
+            *((256, 1, 64), (257, 1, 64), (258, 1, 8), (259, 1, 1), (262, 1, 1)),
+            *((273, strips, 8), (277, 1, 1), (278, 1, 1), (279, 1, 8)),
+        ]
+        following = len(out) + 2 + 12 * len(rows) + 4
+        out += struct.pack("<H", len(rows))
+        out += b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, count, value in rows)
+        out += struct.pack("<I", following if frame < frames - 1 else 0)
+    return bytes(out)
+
+
+def jpeg_of_many_scans(width: int, height: int, scans: int) -> bytes:
+    """A page that is such a picture: see `many_scans`."""
+    entries = (
+        b"/Type/XObject/Subtype/Image/Width %d/Height %d/ColorSpace/DeviceGray/BitsPerComponent 8/Filter/DCTDecode"
+    )
+    picture = stream(many_scans(width, height, scans), entries % (width, height))
+    return page_pdf(stream(b"q 612 0 0 792 0 0 cm /I Do Q"), picture, resources=b"/XObject<</I 5 0 R>>")
+
+
 def many_scans(width: int, height: int, scans: int) -> bytes:
     """A progressive JPEG that refines the same coefficients again and again."""
     from PIL import Image
@@ -373,11 +424,14 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
         lambda: painted(30_000, 30_000, b"/ColorSpace/DeviceRGB/BitsPerComponent 8", [b"\0" * 1000]),
         (READ, "bomb", "damaged", "out_of_memory", "ocr_failed"),
     ),
+    "picture_30000_of_jpeg_2000.pdf": (lambda: jpeg_2000(30_000, 30_000), (READ, *STOPPED, "ocr_failed")),
+    "picture_of_9000_scans.pdf": (lambda: jpeg_of_many_scans(8_000, 8_000, 9_000), ("bomb", "ocr_failed")),
     "predictor_wide.pdf": (
         lambda: page_pdf(deflated([b"\0" * 99], b"/DecodeParms<</Predictor 12/Columns 2000000000/Colors 4>>")),
         (READ, "damaged", *STOPPED),
     ),
     "attachments_1000_of_one.pdf": (lambda: attachments(1_000, 60 * MB), (READ, "bomb")),
+    "attachments_300000.pdf": (lambda: attachments(300_000, 21), (READ,)),
     "comments_300000.pdf": (lambda: annotated(300_000), (READ, *STOPPED)),
     "object_stream_2_to_the_31.pdf": (lambda: object_stream(2**31 - 1), (READ, "damaged", "bomb")),
     "xref_of_8m.pdf": (lambda: wide_xref(8_000_000), (READ, "damaged", "bomb")),
@@ -447,6 +501,28 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
         ),
         (READ, "bomb"),
     ),
+    "stories_of_one_part_by_1600_names.docx": (
+        lambda: many_names(
+            ("footnotes", "endnotes", "comments", "header", "footer", "diagramData", "chart", "chartEx"),
+            "headersandsoon.xml",
+            200,
+            [WORD, *times(b"<w:b/>", 2_600_000), WORD_END],
+        ),
+        (READ,),
+    ),
+    "objects_of_one_part_by_9000_names.docx": (
+        lambda: many_names(("oleObject",), "embeddedobject.bin", 9_000, times(b"\0" * 1_000, 16_000)),
+        (READ,),
+    ),
+    "lines_in_80_frames.docx": (
+        lambda: docx(
+            [
+                *(incompressible(100) * 60, b"<w:tbl><w:tr><w:tc>" * 80, b"<w:p><w:r><w:t>"),
+                *(*times(b"a<w:br/>", 9_500_000), b"</w:t></w:r></w:p>", b"</w:tc></w:tr></w:tbl>" * 80),
+            ]
+        ),
+        (READ,),
+    ),
     "sheets_1500mb.xlsx": (
         lambda: packed([("[Content_Types].xml", [TYPES]), ("xl/worksheets/sheet1.xml", times(b"<row/>", 250 * MB))]),
         ("bomb",),
@@ -482,8 +558,10 @@ BOMBS: Final[dict[str, tuple[Callable[[], Made], tuple[str, ...]]]] = {
     "frames_60000.tif": (lambda: tiff(60_000, 64, 64), ("bomb",)),
     "frames_that_circle.tif": (lambda: tiff(300, 64, 64, loop=True), (READ, "damaged", "bomb")),
     "frames_3000_of_90_megapixels.tif": (lambda: tiff(3_000, 9_500, 9_500), (READ, "deadline", "bomb", "damaged")),
+    "strips_2m_in_20_frames.tif": (lambda: tiff_of_strips(20, 2 * MB), ("bomb",)),
     "gray_16_bit_9900.tif": (lambda: tiff(1, 9_900, 9_900, depth=16), (READ, "out_of_memory")),
     "scans_20000.jpg": (lambda: many_scans(2_000, 2_000, 20_000), (READ, "deadline", "damaged", "bomb")),
+    "blanks_behind_the_mark_of_a_picture.txt": (lambda: [b"P6", *times(b" ", 60_000), b"far away"], (READ,)),
     "line_200mb.txt": (lambda: times(b"grass and grain ", 12_500_000), (READ,)),
     "blank_line_200mb.txt": (lambda: times(b" ", 200 * MB), (READ,)),
     "holes_1gb.txt": (lambda: [b"words\n", *times(b"\0" * 1000, MB)], (READ, "unknown_type")),

@@ -223,7 +223,7 @@ def _with_whole_words(texts: list[str], before: str) -> str:
     if broken:
         around = f"{before}\n{plain[:_AROUND_CHARS]}"
         seldom = len(broken) * _LINES_OF_A_HYPHEN <= len(texts)
-        for index in broken:
+        for index in reversed(broken):  # a word may go on over several lines: its end is joined before its middle
             joined = _joined(texts[index], texts[index + 1], around, seldom)
             if joined is not None:
                 texts[index], texts[index + 1] = joined

@@ -190,8 +190,10 @@ class _Package:
     def others(self, links: Iterable[tuple[str, str]], notes: list[str]) -> Iterator[tuple[str, str]]:
         """(kind, part name) of what is read after the body; what is named and cannot be is noted."""
         by_kind: dict[str, dict[str, None]] = {kind: {} for kind in _STORIES}
+        seen: set[str] = set()  # one part has one kind, and as many names as its letters can be written in
         for kind, target in links:
-            if kind in by_kind:
+            if kind in by_kind and target.lower() not in seen:
+                seen.add(target.lower())
                 by_kind[kind][target] = None
         for kind, targets in by_kind.items():
             parts = [part for target in targets if (part := self._names.get(target.lower()))]
@@ -211,8 +213,8 @@ class _Package:
     def files(self, links: Iterable[tuple[str, str]], material: Material) -> Parts:
         """Files that lie inside, laid into the outbox."""
         parts = Parts(material)
-        wanted = list(dict.fromkeys((kind, target) for kind, target in links if kind in _FILES))
-        for number, (kind, name) in enumerate(wanted, start=1):
+        wanted = {target.lower(): (kind, target) for kind, target in links if kind in _FILES}
+        for number, (kind, name) in enumerate(wanted.values(), start=1):
             self._report(number, len(wanted))
             part = self._names.get(name.lower())
             if part is None or parts.is_full():
@@ -370,12 +372,14 @@ class _Properties:
 class _Frame:
     """What is being gathered: a paragraph's pieces, the lines of a cell or text box, the cells of a row.
 
+    cells     lines of each cell of a row
     after     lines of what is anchored in a paragraph: they follow it
     readings  how words of it are pronounced (ruby); in their place they would take the words apart
     """
 
     name: str
     pieces: list[str] = field(default_factory=list)
+    cells: list[list[str]] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
     readings: list[str] = field(default_factory=list)
 
@@ -518,14 +522,14 @@ class _Story:
                     outer.pieces.append(" ".join(frame.readings))
                 outer.pieces += frame.after
             case "w:tc":
-                outer.pieces.append("\n".join(frame.pieces))
+                if outer.name == "w:tr":
+                    outer.cells.append(frame.pieces)
+                else:  # as no document has it
+                    outer.pieces.append("\n".join(frame.pieces))
                 self._left -= not frame.pieces  # of a cell without a paragraph nothing else is counted
                 self.full = self.full or self._left < -_MAX_DEPTH  # as no text will ever say
-            case "w:tr" if len(frame.pieces) == 1:  # a frame around text, which keeps its lines
-                for text in frame.pieces[0].split("\n"):
-                    _add(outer.pieces, text)
             case "w:tr":
-                _add(outer.pieces, "\t".join(" ".join(cell.split()) for cell in frame.pieces).rstrip("\t"))
+                self._close_row(outer, [*frame.cells, *([stray] for stray in frame.pieces)])
             case "w:txbxContent":
                 self._anchored().extend(frame.pieces)
             case "a:p":
@@ -543,6 +547,17 @@ class _Story:
         if len(self._frames) == 1 and len(outer.pieces) > _LOOSE_LINES:
             self._done.append("\n".join(outer.pieces))
             outer.pieces.clear()
+
+    def _close_row(self, outer: _Frame, cells: list[list[str]]) -> None:
+        """The only cell of a row is a frame around text, which keeps its lines. They are handed on as they are: frames
+        in frames, eighty deep, would take the time of joining and parting all of it eighty times."""
+        if len(cells) == 1:
+            for text in cells[0][:2] or [""]:
+                _add(outer.pieces, text)
+            outer.pieces += cells[0][2:]
+        else:
+            flat = (" ".join("\n".join(cell).split()) for cell in cells)
+            _add(outer.pieces, "\t".join(flat).rstrip("\t"))
 
     def _paragraph(self) -> _Frame | None:
         return next((frame for frame in reversed(self._frames) if frame.name == "w:p"), None)

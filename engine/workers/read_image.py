@@ -54,6 +54,8 @@ FORMATS: Final = {
 #: The first has decoders only (BSD, with libheif and libde265 under the LGPL); the second an encoder under the GPL too.
 _HEIC_PACKAGES: Final = ("pi_heif", "pillow_heif")
 _MAY_MOVE: Final = frozenset({"image/gif", "image/png", "image/webp", "image/avif"})
+#: What Pillow says where a decoder got no memory: that of TIFF takes a whole strip beside the picture.
+_LACKS_MEMORY: Final = "decoder error -9"
 #: What Pillow says of the texts and profiles in a PNG that unpack to more than it allows.
 _UNPACKS = re.compile("Decompressed data too large|Too much memory used in text chunks")
 #: What Pillow raises for files that are not what they claim; SyntaxError is its own old way of saying so.
@@ -66,11 +68,13 @@ TROUBLE: Final = (
 
 def read(material: Material) -> Document:
     """A page for every frame of a TIFF, one for all others. Raises StageFailed: damaged, bomb, unsupported_type."""
+    if material.media_type == "image/tiff":
+        image_heads.refuse_many_frames(material.path)
     with open_image(material.path, material.media_type, material.place) as image:
         facts = {"size": f"{image.width} x {image.height} pixels", "date": _date(image)}
         if image.info.get("progressive") and image.format in FORMATS["image/jpeg"]:
             image_heads.refuse_many_scans(material.path)
-        count = _frame_count(image, material.path) if material.media_type == "image/tiff" else 1
+        count = _frame_count(image) if material.media_type == "image/tiff" else 1
         pages, notes = [], []
         for index in range(count):
             try:
@@ -111,7 +115,7 @@ def open_image(path: Path, media_type: str, place: Place) -> Iterator[Image.Imag
         try:
             image = Image.open(path, formats=FORMATS[media_type])
         except TROUBLE as error:
-            raise _damaged(error, media_type) from error
+            raise refused(error, media_type) from error
         with image:
             _refuse_large(image.width, image.height)
             yield image
@@ -152,7 +156,7 @@ def seek_frame(image: Image.Image, index: int) -> None:
         if index or image.tell():
             image.seek(index)
     except TROUBLE as error:
-        raise _damaged(error, f"frame {index + 1}") from error
+        raise refused(error, f"frame {index + 1}") from error
     _refuse_large(image.width, image.height)
 
 
@@ -210,7 +214,7 @@ def _check_frame(image: Image.Image, index: int, material: Material) -> tuple[in
         try:
             image.verify()
         except TROUBLE as error:
-            raise _damaged(error, what) from error
+            raise refused(error, what) from error
         return pixels, note
     try:
         # JPEG can be decoded at an eighth of its size, which reads it to the end all the same.
@@ -218,7 +222,7 @@ def _check_frame(image: Image.Image, index: int, material: Material) -> tuple[in
         ask_memory(place, decoding_bytes(image), f"decoding {width} x {height} pixels")
         found, whole = load_rows(image)
     except TROUBLE as error:
-        raise _damaged(error, what) from error
+        raise refused(error, what) from error
     if not whole and image.info.get("progressive"):
         note = "partial: the picture ends early, it is coarser than it was"
     elif not whole:
@@ -257,14 +261,12 @@ def _moves(image: Image.Image) -> bool:
         return False  # what follows the first picture is damaged: nobody looks at it
 
 
-def _frame_count(image: Image.Image, path: Path) -> int:
-    if image_heads.has_many_frames(path):
-        raise StageFailed(Reason.BOMB, f"a picture of more than {image_heads.MAX_FRAMES} frames")
+def _frame_count(image: Image.Image) -> int:
     try:
         count = int(getattr(image, "n_frames", 1))
         image.seek(0)
     except TROUBLE as error:
-        raise _damaged(error, "the list of frames") from error
+        raise refused(error, "the list of frames") from error
     if count > image_heads.MAX_FRAMES:
         raise StageFailed(Reason.BOMB, f"a picture of {count} frames; at most {image_heads.MAX_FRAMES}")
     return max(1, count)
@@ -283,6 +285,9 @@ def _date(image: Image.Image) -> str:
     return "{}-{}-{}T{}".format(*match.groups()) if match else ""
 
 
-def _damaged(error: BaseException, what: str) -> StageFailed:
+def refused(error: BaseException, what: str) -> Exception:
+    """What to raise for an error of Pillow: memory that ran out is a MemoryError, the rest is damage."""
+    if str(error) == _LACKS_MEMORY:
+        return MemoryError(f"{what}: {error}")
     reason = Reason.BOMB if _UNPACKS.search(str(error)) else Reason.DAMAGED
     return StageFailed(reason, f"{what}: {type(error).__name__}: {told(error)}")

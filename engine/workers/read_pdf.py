@@ -46,6 +46,8 @@ _COVER_WITHOUT_TEXT: Final = 0.1
 _ATTACHMENT_BYTES: Final = 64 << 20
 #: Characters of an attachment's name.
 _NAME_CHARS: Final = 255
+#: Names of embedded files that are gone through: PyMuPDF lists all of them for each, at 5 microseconds a name.
+_MOST_NAMES: Final = 4_000_000
 #: Characters of form fields and comments of one page.
 _EXTRA_CHARS: Final = 100_000
 #: Memory that pages have taken until MuPDF is told to let go of their fonts and pictures, and half of what is left at
@@ -71,6 +73,8 @@ _SAYING: Final = (pymupdf.PDF_WIDGET_TYPE_TEXT, pymupdf.PDF_WIDGET_TYPE_COMBOBOX
 _MAX_EXTRAS: Final = 5_000
 
 
+#: How MuPDF and OpenJPEG complain of it.
+_LACKING = re.compile(r".*(?:[mc]alloc|memory|exceeds system limits).*")
 _CODES = re.compile("[\x00-\x08\x0e-\x1f]")
 
 
@@ -90,6 +94,7 @@ def open_pdf(path: Path) -> Any:
     """An open pymupdf.Document with pages. Raises StageFailed: encrypted, damaged, bomb."""
     pymupdf.TOOLS.mupdf_display_errors(False)
     pymupdf.TOOLS.mupdf_display_warnings(False)
+    pymupdf.TOOLS.reset_mupdf_warnings()  # of the file before
     try:
         if path.stat().st_size <= _IN_MEMORY_BYTES:
             pdf = pymupdf.open(stream=path.read_bytes(), filetype="pdf")
@@ -125,6 +130,14 @@ def refused(error: Exception, what: str) -> Exception:
     if re.search(r"malloc|calloc|realloc|memory", message):
         return MemoryError(message)
     return StageFailed(Reason.DAMAGED, f"{what}: {message}")
+
+
+def miss_nothing_for_memory() -> None:
+    """To be called when a page was painted: MuPDF leaves out a picture in JPEG 2000 that it has no memory for, and the
+    page is blank. Raises RuntimeError, as MuPDF does where memory lacks for anything else."""
+    complaints: str = pymupdf.TOOLS.mupdf_warnings()
+    if found := _LACKING.search(complaints):
+        raise RuntimeError(f"a picture has no memory: {found.group()}")
 
 
 @dataclass(slots=True)
@@ -181,6 +194,7 @@ def _read_pages(pdf: Any, material: Material, state: _Reading, journal: Journal 
             state.skipped += 1
         else:
             page = _page(pdf, number - 1, state, material.ocr, left)
+            pymupdf.TOOLS.reset_mupdf_warnings()  # PyMuPDF keeps them all: a hundred of a page that is all mistakes
             now = left()
             if room - now > min(_STORE_BYTES, room // 2) or (now == sys.maxsize and number % _STORE_PAGES == 0):
                 pymupdf.TOOLS.store_shrink(100)
@@ -360,9 +374,10 @@ def _attachments(pdf: Any, state: _Reading) -> None:
     except TROUBLE:
         state.parts.left_out += 1
         return
-    for index in range(min(count, MAX_PARTS)):
+    taken = min(count, MAX_PARTS, _MOST_NAMES // max(1, count))
+    for index in range(taken):
         _attach(state, partial(pdf.embfile_info, index), partial(pdf.embfile_get, index))
-    state.parts.left_out += max(0, count - MAX_PARTS)
+    state.parts.left_out += max(0, count - taken)
 
 
 def _attach(state: _Reading, inform: Callable[[], dict[str, Any]], unpack: Callable[[], bytes]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from engine.ports import Place, StageFailed
 from engine.reasons import Reason
-from engine.workers.reading import MAX_SHEET_PIXELS, PAGE_DPI, ask_memory, told
+from engine.workers.reading import MAX_SHEET_PIXELS, PAGE_DPI, ask_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,11 +82,13 @@ class _PdfFile:
             raise StageFailed(Reason.OCR_FAILED, f"there is no page {number}; the file has {self._pdf.page_count}")
         try:
             page = self._pdf.load_page(number - 1)
+            _refuse_many_scans(self._pdf, page)
             need, what = _largest_picture(page)
             ask_memory(place, need, what)
             dpi = fitting_dpi(page.rect.width / 72, page.rect.height / 72, scale)
             matrix = pymupdf.Matrix(dpi / 72, dpi / 72)
             pixels = page.get_pixmap(matrix=matrix, colorspace=pymupdf.csGRAY, alpha=False)
+            self._module.miss_nothing_for_memory()
         except self._module.TROUBLE as error:
             raise self._module.refused(error, f"page {number}") from error
         finally:
@@ -96,6 +98,15 @@ class _PdfFile:
 
     def close(self) -> None:
         self._pdf.close()
+
+
+def _refuse_many_scans(pdf: Any, page: Any) -> None:
+    """Of the pictures in JPEG on a page. Raises StageFailed(BOMB)."""
+    from engine.workers.image_heads import refuse_scans_of
+
+    for number, *_, form, _ in page.get_images(full=True):
+        if form == "DCTDecode":
+            refuse_scans_of([pdf.xref_stream_raw(number)])
 
 
 def _largest_picture(page: Any) -> tuple[int, str]:
@@ -141,7 +152,7 @@ class _ImageFile:
                 ask_memory(place, self._module.decoding_bytes(image) + image.width * image.height, f"reading {size}")
                 return _picture_of(image)
             except self._module.TROUBLE as error:
-                raise StageFailed(Reason.DAMAGED, f"page {number}: {type(error).__name__}: {told(error)}") from error
+                raise self._module.refused(error, f"page {number}") from error
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -150,9 +161,8 @@ class _ImageFile:
 def _picture_of(image: Image) -> Picture:
     """Gray, as the orientation tag turns it, within MAX_SHEET_PIXELS."""
     import numpy
-    from PIL import ImageOps
 
-    gray = ImageOps.exif_transpose(_gray(image))
+    gray = _upright(_gray(image))
     size = _kept_size(gray)
     return numpy.asarray(gray if size == gray.size else gray.resize(size, reducing_gap=2.0))
 
@@ -165,6 +175,18 @@ def _kept_size(image: Image) -> tuple[int, int]:
     return max(1, int(image.width * factor)), max(1, int(image.height * factor))
 
 
+def _upright(image: Image) -> Image:
+    """Turned as its tag says. Where that cannot be read, the picture can all the same."""
+    from PIL import ImageOps
+
+    from engine.workers.read_image import TROUBLE
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except TROUBLE:
+        return image
+
+
 def _gray(image: Image) -> Image:
     """One byte a pixel, on paper where the picture is transparent; deeper than 8 bits: stretched to its own range."""
     from engine.workers.read_image import load_rows
@@ -172,6 +194,8 @@ def _gray(image: Image) -> Image:
     image, _ = load_rows(image)
     if image.mode.startswith(("I", "F")):
         return _stretched(image)
+    if image.mode == "LAB":
+        return image.getchannel("L")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         return _on_paper(image)
     return image if image.mode == "L" else _in_bands(image, lambda band: band.convert("L"))

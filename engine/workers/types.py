@@ -189,8 +189,9 @@ _STILL_BRANDS: Final = (
     (frozenset({b"avif", b"avis"}), "image/avif"),
     (frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}), "image/heic"),
 )
-#: Size and depth of a picture in the raw forms of Netpbm; the forms in ASCII are data rather than pictures.
-_NETPBM = re.compile(rb"P[456](?:\s+|#[^\n]{0,200}\n)+[1-9]\d{0,5}\s+[1-9]\d{0,5}\s")
+#: Size and depth of a picture in the raw forms of Netpbm; the forms in ASCII are data rather than pictures. Each blank
+#: is one step: runs of them within a run could be parted in as many ways as two to the power of their length.
+_NETPBM = re.compile(rb"P[456](?:\s|#[^\n]{0,200}\n)+[1-9]\d{0,5}\s+[1-9]\d{0,5}\s")
 _RIFF: Final = {b"WEBP": "image/webp", b"WAVE": "audio/wav", b"AVI ": "video/x-msvideo"}
 
 _BOMS: Final = (

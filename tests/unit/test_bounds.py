@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import re
+import resource
 import struct
 import tracemalloc
 import zipfile
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -22,7 +23,7 @@ from engine.workers.archive import open_archive
 from engine.workers.ocr import open_stage
 from engine.workers.reading import tidy
 from tests import bombs
-from tests.unit.extraction import Desk, encoded, ole_of, text_of
+from tests.unit.extraction import Desk, encoded, ole_of, raw_pdf, stream_of, text_of
 
 
 @pytest.fixture
@@ -88,6 +89,62 @@ def test_a_picture_in_a_pdf_is_refused_before_the_page_is_painted(desk: Desk) ->
         )
     assert raised.value.failure.reason is Reason.OUT_OF_MEMORY
     assert raised.value.failure.detail.startswith("decoding a picture of 30000 x 30000 pixels takes about 2700 MB")
+
+
+def test_a_picture_that_lacks_memory_is_not_damaged(desk: Desk) -> None:
+    """More of it may be had for another attempt."""
+    data = bombs.tiff(1, 9_900, 9_900, depth=16)  # 196 MB, and as much for its only strip
+    held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (held + (210 << 20), limits[1]))
+    try:
+        with pytest.raises(MemoryError):
+            desk.read(data, "a.tif")
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+def test_a_picture_that_lacks_memory_is_no_blank_page(desk: Desk) -> None:
+    """OpenJPEG says something else where it gets none, and MuPDF paints the page without the picture."""
+    pytest.importorskip("tesserocr")
+    assert desk.read(bombs.jpeg_2000(9_000, 9_000), "a.pdf").pages[0].needs_ocr
+    held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    stage = open_stage({"languages": ["eng"]})
+    resource.setrlimit(resource.RLIMIT_DATA, (held + (100 << 20), limits[1]))
+    try:
+        with pytest.raises(MemoryError, match="a picture has no memory"):
+            stage.run({"file": "1", "media_type": "application/pdf", "page": 1, "prefix": "p"}, desk)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+def test_names_of_embedded_files_are_gone_through_so_many_times(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them is looked for among all."""
+    monkeypatch.setattr(read_pdf, "_MOST_NAMES", 40 * 10)
+    document = desk.read(bombs.attachments(40, 21), "a.pdf")
+    assert (len(document.parts), document.notes) == (10, ("30 parts were left out: too many, too large or damaged",))
+
+
+def test_passes_of_a_picture_in_a_pdf_are_counted(desk: Desk) -> None:
+    """As those of a picture that is a file of its own."""
+    pytest.importorskip("tesserocr")
+    order = {"file": "1", "media_type": "application/pdf", "page": 1, "prefix": "p"}
+    assert desk.read(bombs.jpeg_of_many_scans(64, 64, image_heads.MAX_SCANS + 1), "a.pdf").pages[0].needs_ocr
+    with pytest.raises(StageFailed) as raised:
+        open_stage({"languages": ["eng"]}).run(order, desk)
+    assert raised.value.failure.reason is Reason.BOMB
+    desk.read(bombs.jpeg_of_many_scans(64, 64, 100), "a.pdf")
+    open_stage({"languages": ["eng"]}).run(order, desk)
+
+
+def test_what_a_pdf_has_against_itself_is_not_kept(desk: Desk) -> None:
+    """PyMuPDF keeps each complaint of MuPDF's until it is told not to."""
+    wrong = [stream_of(b"".join(b"%b%d " % (b"x" * page, number) for number in range(50))) for page in (1, 2, 3)]
+    kids = [b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]/Contents %d 0 R>>" % (6 + page) for page in range(3)]
+    pages = b"<</Type/Pages/Kids[3 0 R 4 0 R 5 0 R]/Count 3>>"
+    desk.read(raw_pdf(b"<</Type/Catalog/Pages 2 0 R>>", pages, *kids, *wrong), "a.pdf")
+    assert len(pymupdf.TOOLS.mupdf_warnings().splitlines()) < 5
 
 
 def test_a_mail_that_needs_more_memory_than_is_left_is_refused_before_it_is_taken_apart(desk: Desk) -> None:
@@ -303,9 +360,17 @@ def test_frames_and_passes_of_a_picture_are_counted_without_pillow(
         assert path.read_bytes()[:2] == order.encode()
         for bound, many in ((3, True), (4, False)):
             monkeypatch.setattr(image_heads, "MAX_FRAMES", bound)
-            assert image_heads.has_many_frames(path) is many
+            with pytest.raises(StageFailed) if many else nullcontext():
+                image_heads.refuse_many_frames(path)
     path.write_bytes(bombs.tiff(3, 40, 40, loop=True))
-    assert not image_heads.has_many_frames(path)  # in a circle each counts once
+    image_heads.refuse_many_frames(path)  # in a circle each counts once
+    monkeypatch.setattr(image_heads, "MAX_ENTRIES", 3 * 8 + 3 * 5)
+    path.write_bytes(bombs.tiff_of_strips(3, 5))
+    image_heads.refuse_many_frames(path)
+    assert desk.refusal(bombs.tiff_of_strips(3, 6), "a.tif") == (
+        Reason.BOMB,
+        "a picture of more than 39 strips or tags",
+    )
     few, most = bombs.many_scans(64, 64, 1), bombs.many_scans(64, 64, 600)
     assert desk.read(few, "a.jpg").pages[0].needs_ocr
     assert desk.refusal(most, "a.jpg") == (Reason.BOMB, "a picture in 605 passes; at most 500")
@@ -373,3 +438,27 @@ def test_breaks_and_empty_paragraphs_take_no_room(desk: Desk) -> None:
         page.data(" ")
         page.start("p", {})  # beside its bullet it breaks no line
     assert len(page._pieces) == 3
+
+
+def test_a_part_of_a_document_is_read_once_by_whatever_names(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that differ in capitals are one name, and one part is of one kind."""
+    unpacked: list[str] = []
+    blocks_of = read_docx.blocks_of
+    monkeypatch.setattr(read_docx, "blocks_of", lambda *given: (unpacked.append(given[1]), blocks_of(*given))[1])
+    kinds = ("header", "footer", "footnotes")
+    story = [bombs.WORD, b"<w:p><w:r><w:t>again</w:t></w:r></w:p>", bombs.WORD_END]
+    assert text_of(desk.read(bombs.many_names(kinds, "many.xml", 16, story), "a.docx")) == "again"
+    assert unpacked.count("word/many.xml") == 1
+    document = desk.read(bombs.many_names(("package", "oleObject"), "many.bin", 16, [b"some words\n"]), "a.docx")
+    assert (len(document.parts), unpacked.count("word/many.bin")) == (1, 1)
+
+
+def test_lines_in_frames_in_frames_are_not_taken_apart_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that is alone in its row hands its lines on, however deep it lies."""
+    added: list[str] = []
+    add = read_docx._add
+    monkeypatch.setattr(read_docx, "_add", lambda lines, text: (added.append(text), add(lines, text))[1])
+    line = b"<w:p><w:r><w:t>a<w:br/>b</w:t></w:r></w:p>"
+    docx = bombs.docx([b"<w:tbl><w:tr><w:tc>" * 50, line * 1_000, b"</w:tc></w:tr></w:tbl>" * 50])
+    assert text_of(desk.read(docx, "a.docx")) == "\n".join(["a\nb"] * 1_000)
+    assert len(added) < 2_000

@@ -75,6 +75,7 @@ def test_the_content_says_what_it_is(head: bytes, name: str, expected: str) -> N
         (b"P6\n# CREATOR: a camera\n640 480\n255\n\0\0", "image/x-portable-anymap"),
         (b"P4 64 40\n\0\0", "image/x-portable-anymap"),
         (b"P6 is the last of six.\n", types.PLAIN),
+        (b"P6" + b" \n" * 20_000 + b"is far above", types.PLAIN),
     ],
 )
 def test_still_pictures_are_told_from_films_and_words(head: bytes, expected: str) -> None:

@@ -184,6 +184,20 @@ def test_a_photograph_is_turned_as_its_camera_says(reader: Reader) -> None:
     assert WORDS in reader.page(1, "image/png").text
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0\xff\xff\xff\xff\0\0\0\x08", b"Exif\0\0II*\0"])
+def test_a_photograph_whose_tags_are_damaged_is_read(reader: Reader, exif: bytes) -> None:
+    """Which way it is to be turned nobody knows then; its pixels are whole."""
+    reader.put(encoded(drawing(WORDS), "JPEG", exif=exif))
+    assert WORDS in reader.page(1, "image/jpeg").text
+
+
+def test_of_a_picture_in_lab_the_lightness_is_read(reader: Reader) -> None:
+    """Pillow turns that colour space into no other."""
+    ink = drawing(WORDS)
+    reader.put(encoded(Image.merge("LAB", (ink, ink, ink)), "TIFF"))
+    assert WORDS in reader.page(1, "image/tiff").text
+
+
 def test_the_frame_is_the_page(reader: Reader) -> None:
     """Of a TIFF with several, in any order."""
     frames = [drawing(f"{word} page of the fax") for word in ("first", "second", "third")]

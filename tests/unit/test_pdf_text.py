@@ -148,6 +148,7 @@ def lines(*texts: str) -> list[dict[str, Any]]:
         (("an OP-", "TIONAL field; OPTIONAL"), "an OPTIONAL\nfield; OPTIONAL"),
         (("in 2019-", "2020 it rained"), "in 2019-2020\nit rained"),
         (("state-of-", "the-art mills"), "state-of-the-art\nmills"),
+        (("the un-", "for-", "tunate miller"), "the unfortunate\nmiller"),
         (("pre-", "and post-war mills"), "pre-\nand post-war mills"),
         (("Vor-", "und Nachteile"), "Vor-\nund Nachteile"),
         (("thous-", "and sacks; a thousand"), "thousand\nsacks; a thousand"),
