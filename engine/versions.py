@@ -8,6 +8,6 @@ from __future__ import annotations
 from typing import Final
 
 #: What extraction and OCR find in the same bytes. Raised: items are fetched and read again.
-EXTRACT: Final = 3
+EXTRACT: Final = 4
 #: How documents are cut, summarised and tokenised. Raised: stored documents are cut again; nothing is fetched.
 CHUNK: Final = 3
