@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,11 @@ class Sight:
     used: Mapping[LeaseId, int | None]
     idle: Mapping[str, int]
 
+    @property
+    def used_bytes(self) -> int:
+        """By the workers of all leases."""
+        return sum(used or 0 for used in self.used.values())
+
 
 class Guard:
     """Who works on which lease, how full memory is, and which leases are to be stopped. All under the desk's lock."""
@@ -84,8 +89,7 @@ class Guard:
         self._pressure = Pressure()
         self._placed: dict[LeaseId, Placed] = {}
         self._stops: dict[LeaseId, str] = {}
-        self._ceilings: Sequence[Ceiling] = ()
-        self._used_bytes = 0
+        self._sight: Sight | None = None
 
     def claim(self, session: str, claim: Claim) -> bool:
         """That process works on the lease and is to be promised so much. False when it cannot be promised so much; of
@@ -126,12 +130,9 @@ class Guard:
             for lease_id, (lane, promised, _) in view.leases.items()
         ]
         verdict = self._pressure.observe(now_seconds, sight.ceilings, uses)
-        used = {lease_id: used or 0 for lease_id, used in sight.used.items()}
-        self._ceilings, self._used_bytes = sight.ceilings, sum(used.values())
-        room = pressure.room_bytes(sight.ceilings)
-        taken = self._book.limits.memory_limit_bytes - room - self._used_bytes - self._soon_working(sight.idle)
         before = self._book.memory.closed
-        self._book.note_memory(max(0, taken), used, verdict.closed)
+        self._sight = sight
+        self._count(sight, verdict.closed)
         if verdict.closed != before:
             _log.info("memory is %s: %s", "closed" if verdict.closed else "open again", self._in_words())
         if verdict.stop is not None:
@@ -143,23 +144,38 @@ class Guard:
             view.leases[verdict.end][2] if verdict.end is not None else None,
         )
 
+    def note_limit(self, limit_bytes: int) -> None:
+        """Other limits are in force, and so much was set: what was seen last is held against them until the next look.
+        Else what a large limit keeps free would count as taken of a small one."""
+        if self._sight is not None:
+            first, *others = self._sight.ceilings
+            self._sight = replace(self._sight, ceilings=(replace(first, limit_bytes=limit_bytes), *others))
+            self._count(self._sight, self._book.memory.closed)
+
     def used_share(self) -> float | None:
         """What is used of what may be, by the fullest ceiling; None before the first look."""
-        return pressure.used_share(self._ceilings) if self._ceilings else None
+        return pressure.used_share(self._sight.ceilings) if self._sight is not None else None
 
     def statistics(self) -> dict[str, Any]:
         """The fields of ports.DeskStats that speak of memory."""
         memory, limit = self._book.memory, self._book.limits.memory_limit_bytes
-        narrowest = pressure.narrowest(self._ceilings) if self._ceilings else None
+        narrowest = pressure.narrowest(self._sight.ceilings) if self._sight is not None else None
+        used = self._sight.used_bytes if self._sight is not None else 0
         return {
             "memory_reserved_bytes": memory.promised_bytes,
             "memory_limit_bytes": limit,
             "memory_used_bytes": narrowest.used_bytes if narrowest else 0,
-            "memory_taken_bytes": max(0, narrowest.used_bytes - self._used_bytes) if narrowest else 0,
+            "memory_taken_bytes": max(0, narrowest.used_bytes - used) if narrowest else 0,
             "memory_source": narrowest.source if narrowest else "",
             "memory_closed": memory.closed,
             "memory_stopped": self._pressure.stopped,
         }
+
+    def _count(self, sight: Sight, closed: bool) -> None:
+        room = pressure.room_bytes(sight.ceilings)
+        taken = self._book.limits.memory_limit_bytes - room - sight.used_bytes - self._soon_working(sight.idle)
+        used = {lease_id: used or 0 for lease_id, used in sight.used.items()}
+        self._book.note_memory(max(0, taken), used, closed)
 
     def _soon_working(self, idle: Mapping[str, int]) -> int:
         """Bytes of idle workers that work, or soon will, on leases that nobody has been named for: counted as taken
@@ -171,7 +187,8 @@ class Guard:
         return sum(min(idle.get(session, 0), promised) for session, promised in nameless.items())
 
     def _in_words(self) -> str:
-        fullest = max(self._ceilings, key=lambda one: pressure.used_share([one]))
+        assert self._sight is not None
+        fullest = max(self._sight.ceilings, key=lambda one: pressure.used_share([one]))
         return f"{fullest.used_bytes // 10**6:,} of {fullest.limit_bytes // 10**6:,} MB are in use ({fullest.source})"
 
 

@@ -578,6 +578,7 @@ class ServedDesk:
         if limits != self._book.limits:
             _log.info("limits in force: %s", limits)
             self._book.set_limits(limits)
+            self._guard.note_limit(self._set.memory_limit_bytes)
 
     def _limits_for(self, borrower: _Session) -> dict[str, int] | None:
         if borrower.told_limits == self._book.limits:

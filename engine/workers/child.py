@@ -13,6 +13,7 @@ import errno
 import gc
 import importlib
 import os
+import re
 import resource
 import sys
 import time
@@ -44,6 +45,8 @@ _LOST_BYTES = 64 * 1024**2
 #: What a unit may add at least, however large the worker is already: less than an interpreter takes to report an error.
 _LEAST_ROOM_BYTES = 16 << 20
 _PAGE_BYTES = resource.getpagesize()
+#: How the loader of shared libraries says that it has no memory (glibc, elf/dl-load.c; musl has errno's words).
+_UNMAPPED = re.compile("cannot map zero-fill pages|failed to map segment|[Cc]annot allocate|Out of memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,8 @@ class _Home:
         self.outbox = folder / "outbox"
         self._slate = os.open(folder / "slate", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._pipe = pipe
+        #: A library was loaded in part, which some do not survive a second time.
+        self.is_torn = False
         #: It has said that it is ready: before that nobody asks how it gets on.
         self.is_ready = False
         self._said = 0.0
@@ -239,7 +244,7 @@ def _do_unit(unit: UnitOrder, runner: StageRunner, home: _Home, pipe: Connection
             if home.resident_bytes() > held_bytes + _LOST_BYTES:
                 # Some libraries never give it back: what is left of the unit is for a worker that has room.
                 raise SystemExit(EXIT_FULL)
-        if home.lacks_descriptors():
+        if home.is_torn or home.lacks_descriptors():
             # Said before the unit is: from then on the next one may have been given.
             raise SystemExit(EXIT_FULL)
     if with_limit:
@@ -256,6 +261,9 @@ def _do_item(runner: StageRunner, order: Mapping[str, Any], home: _Home) -> tupl
     except Exception as error:  # noqa: BLE001 - the worker's outermost loop: one bad item must not end the others
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             # mmap(2) says it so.
+            return {}, home.out_of_memory()
+        if isinstance(error, ImportError) and _UNMAPPED.search(str(error)):
+            home.is_torn = True
             return {}, home.out_of_memory()
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             # The disk's fault and not the item's, which is to be tried again when there is room.

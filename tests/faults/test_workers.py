@@ -24,6 +24,7 @@ from engine.desk import stop_scheduler
 from engine.document import Page, merge_page
 from engine.errors import CannotRunError
 from engine.model import Failure, ItemState, Lane, LeaseId, Stage, UserId
+from engine.plan import make_plan
 from engine.policy.estimates import indexing
 from engine.policy.retries import KILLS_ALLOWED
 from engine.policy.tokens import Limits
@@ -223,6 +224,26 @@ def test_a_faiss_file_is_built_within_its_promise(opened: Opener, monkeypatch: p
     promised = indexing(vectors=100, dim=384).memory_bytes
     give(one, worker, order, promised_bytes=promised, limit_bytes=promised)
     assert failures(poll_to_the_end(one, worker)) == [None]
+
+
+def test_a_library_that_finds_no_room_is_out_of_memory(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a mistake of the reader; and its worker, which has loaded a part of it, makes way."""
+    one = opened()
+    monkeypatch.setattr(one, "_package", "engine.workers")
+    options = make_plan(load_settings({"NIGHTMILL_EMBEDDER": "none"}, dotenv=None)).options[Stage.EXTRACT]
+    order = {"file": "in", "name": "in.pdf", "kind": "file", "prefix": "p"}
+
+    def read(limit_bytes: int, *orders: dict[str, str]) -> list[Report]:
+        worker = one.start(Stage.EXTRACT, options)
+        files.text_pdf(worker.inbox / "in", "The dunlin")
+        give(one, worker, *orders, promised_bytes=1 << 30, limit_bytes=limit_bytes)
+        return rest(poll_to_the_end(one, worker))
+
+    reports = read(1, order, order)
+    assert failures(reports[:-1]) == [Reason.OUT_OF_MEMORY]
+    end = lost(reports)
+    assert (end.blamed, end.untouched, end.failure.reason) == (None, (1,), Reason.KILLED)
+    assert failures(read(1 << 30, order)) == [None]
 
 
 def test_a_burst_between_two_looks_meets_the_worker_s_own_limit(opened: Opener) -> None:

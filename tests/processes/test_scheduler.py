@@ -479,3 +479,12 @@ def test_an_interrupted_call_leaves_no_answer_for_the_next(data_dir: Path, opene
     assert desk.statistics().sessions == 1
     assert len(desk.exchange(patience_seconds=5.0).grants) == 1
     assert desk.statistics().active_workers == 1
+
+
+def test_what_a_larger_limit_kept_free_is_there_under_a_smaller_one(data_dir: Path) -> None:
+    """From the first words on: whoever comes with little memory has not to wait for the next look at the machine."""
+    limits = {"max_total_workers": 2, "max_workers_per_user": 2, "cpu_limit": 2}
+    with open_desk(data_dir=data_dir, memory_limit_bytes=guards.machine_limit(), **limits) as large:
+        large.exchange()
+    with open_desk(data_dir=data_dir, memory_limit_bytes=300 << 20, **limits) as small:
+        assert small.exchange().room_bytes > 100 << 20

@@ -8,14 +8,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engine import guards, processes
-from engine.guarding import Looker, View
+from engine.guarding import Guard, Looker, Sight, View
 from engine.guards import LoadMeter
+from engine.policy.book import Book
+from engine.policy.pressure import Ceiling
 from engine.policy.scaling import Load
+from engine.policy.tokens import Limits
 from engine.processes import CpuUse, private_bytes
 from tests.mill import killed_at_the_end, wait_until
 
@@ -488,3 +492,22 @@ for _ in sys.stdin:
         product.stdout.readline()
         assert 90 << 20 < used() < 120 << 20
         product.kill()
+
+
+@pytest.mark.parametrize(("before", "after"), [(20 * GB, GB), (GB, 20 * GB)])
+def test_what_a_limit_keeps_free_is_not_taken_of_another(before: int, after: int) -> None:
+    """Of 20 GB a whole one is kept free: all that a limit of 1 GB has, until the next look at the machine."""
+    limits = Limits(max_total_workers=20, max_workers_per_user=5, cpu_limit=2, memory_limit_bytes=before)
+    book = Book(limits, epoch="a")
+    guard = Guard(book)
+    ceilings = [
+        Ceiling(limit_bytes=before, used_bytes=GB // 10, source=""),
+        Ceiling(limit_bytes=30 * GB, used_bytes=2 * GB, source="the machine"),
+    ]
+    view = View(limit_bytes=before, sessions={}, leases={}, is_busy=False)
+    guard.note(0.0, view, Sight(ceilings=ceilings, used={}, idle={}))
+    book.set_limits(replace(limits, memory_limit_bytes=after))
+    guard.note_limit(after)
+    # Above 20 GB a whole one is kept free, below 5 %.
+    kept = GB if after > GB else GB * 5 // 100
+    assert book.memory.free_bytes == after - kept - GB // 10
