@@ -46,6 +46,7 @@ from tests.processes.test_supervisor import (
     OURS,
     PATIENCE_SECONDS,
     READY,
+    HandClock,
     Opener,
     do,
     failures,
@@ -393,7 +394,8 @@ def test_no_process_outlives_its_worker_wherever_it_went(
     opened: Opener, register: Path, deed: dict[str, object], count: int, end: str
 ) -> None:
     """Other sessions, other parents, an empty environment, while others multiply: all are gone when the worker is."""
-    one = opened()
+    # While no time passes nobody looks what an idle worker is up to.
+    one = opened(clock=HandClock())
     worker, bystander = start_ready(one), start_ready(one)
     then = {"kill": "sleep", "crash": "crash", "retire": "return"}[end]
     give(one, worker, {**deed, "register": str(register), "then": then, "expected": count})
