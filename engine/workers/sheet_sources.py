@@ -73,6 +73,8 @@ class _PdfFile:
         self.identity = identity
         self._module = read_pdf
         self._pdf = read_pdf.open_pdf(path)
+        #: Pictures that were looked through: some programs name all of a book on each of its pages.
+        self._few_scans: set[int] = set()
 
     def picture(self, number: int, place: Place, scale: float = 1.0) -> Picture:
         import numpy
@@ -82,7 +84,7 @@ class _PdfFile:
             raise StageFailed(Reason.OCR_FAILED, f"there is no page {number}; the file has {self._pdf.page_count}")
         try:
             page = self._pdf.load_page(number - 1)
-            _refuse_many_scans(self._pdf, page)
+            self._refuse_many_scans(page)
             need, what = _largest_picture(page)
             ask_memory(place, need, what)
             dpi = fitting_dpi(page.rect.width / 72, page.rect.height / 72, scale)
@@ -99,14 +101,14 @@ class _PdfFile:
     def close(self) -> None:
         self._pdf.close()
 
+    def _refuse_many_scans(self, page: Any) -> None:
+        """Of the pictures in JPEG on a page. Raises StageFailed(BOMB)."""
+        from engine.workers.image_heads import refuse_scans_of
 
-def _refuse_many_scans(pdf: Any, page: Any) -> None:
-    """Of the pictures in JPEG on a page. Raises StageFailed(BOMB)."""
-    from engine.workers.image_heads import refuse_scans_of
-
-    for number, *_, form, _ in page.get_images(full=True):
-        if form == "DCTDecode":
-            refuse_scans_of([pdf.xref_stream_raw(number)])
+        for number, *_, form, _ in page.get_images(full=True):
+            if form == "DCTDecode" and number not in self._few_scans:
+                refuse_scans_of([self._pdf.xref_stream_raw(number)])
+                self._few_scans.add(number)
 
 
 def _largest_picture(page: Any) -> tuple[int, str]:

@@ -20,7 +20,7 @@ from engine.document import Method, Page
 from engine.errors import MalformedMessage
 from engine.ports import StageFailed
 from engine.reasons import Reason
-from engine.workers import ocr, reading, recognisers, sheet_sources
+from engine.workers import image_heads, ocr, reading, recognisers, sheet_sources
 from engine.workers.recognisers import Reading
 from engine.workers.tessdata import find_tessdata, require_data, tessdata_folders
 from tests.unit.extraction import drawing, encoded, pdf_of
@@ -92,6 +92,22 @@ def test_a_large_jpeg_is_decoded_at_half_its_size(reader: Reader, monkeypatch: p
     assert 0.99 * reading.MAX_SHEET_PIXELS < rows.shape[0] * rows.shape[1] <= reading.MAX_SHEET_PIXELS
     assert rows.min() < 100
     assert rows.max() == 255
+
+
+def test_pictures_that_all_pages_name_are_looked_through_once(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some programs list all pictures of a book on each of its pages."""
+    with pymupdf.open() as book:
+        first = book.new_page()
+        for width in (300, 310):
+            first.insert_image(first.rect, stream=encoded(drawing(WORDS, width, 200), "JPEG"))
+        book.xref_set_key(book.new_page().xref, "Resources", book.xref_get_key(first.xref, "Resources")[1])
+        reader.put(book.tobytes())
+    counted: list[int] = []
+    monkeypatch.setattr(image_heads, "refuse_scans_of", lambda blocks: counted.append(len(list(blocks))))
+    with closing(sheet_sources.open_source(reader.inbox / "1", "application/pdf")) as source:
+        for number in (1, 2):
+            source.picture(number, reader)
+    assert counted == [1, 1]
 
 
 def test_colours_become_gray_as_all_at_once(reader: Reader) -> None:
