@@ -97,10 +97,12 @@ def test_a_large_jpeg_is_decoded_at_half_its_size(reader: Reader, monkeypatch: p
 def test_pictures_that_all_pages_name_are_looked_through_once(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some programs list all pictures of a book on each of its pages."""
     with pymupdf.open() as book:
-        first = book.new_page()
+        for _ in range(2):
+            book.new_page()
+        first, second = book
         for width in (300, 310):
             first.insert_image(first.rect, stream=encoded(drawing(WORDS, width, 200), "JPEG"))
-        book.xref_set_key(book.new_page().xref, "Resources", book.xref_get_key(first.xref, "Resources")[1])
+        book.xref_set_key(second.xref, "Resources", book.xref_get_key(first.xref, "Resources")[1])
         reader.put(book.tobytes())
     counted: list[int] = []
     monkeypatch.setattr(image_heads, "refuse_scans_of", lambda blocks: counted.append(len(list(blocks))))
