@@ -77,6 +77,16 @@ def rest(reports: list[Report]) -> list[Report]:
     return [report for report in reports if not isinstance(report, Swollen)]
 
 
+def start_grown(one: Supervisor) -> Worker:
+    """An idle worker that has kept 80 MiB of its second unit."""
+    worker = start_ready(one)
+    for unit, deed in enumerate((written("a"), {"do": "keep", "bytes": 80 * MIB}), 1):
+        assert failures(rest(do(one, worker, deed, unit=unit))) == [None]
+        one.release(worker)
+    assert worker.grown_bytes > 70 * MIB
+    return worker
+
+
 # --- memory that was promised ---
 
 
@@ -157,11 +167,7 @@ def test_a_raised_limit_counts_what_is_mapped_and_not_in_use_yet(opened: Opener)
 def test_what_a_worker_holds_too_much_is_not_added_to_what_others_leave(opened: Opener) -> None:
     """Its unit is given it where there is room; where less is there than was promised, there is none."""
     one = opened()
-    worker = start_ready(one)
-    for unit, deed in enumerate((written("a"), {"do": "keep", "bytes": 80 * MIB}), 1):
-        assert failures(rest(do(one, worker, deed, unit=unit))) == [None]
-        one.release(worker)
-    assert worker.grown_bytes > 70 * MIB
+    worker = start_grown(one)
     limit = worker.resting_bytes + 60 * MIB
     for unit, (promised, outcome) in enumerate(((limit, None), (2 * limit, Reason.OUT_OF_MEMORY)), 3):
         give(one, worker, {"do": "burst", "bytes": 100 * MIB}, unit=unit, promised_bytes=promised, limit_bytes=limit)
@@ -280,11 +286,7 @@ def test_what_a_worker_says_of_itself_is_held_against_what_was_seen(opened: Open
 def test_a_unit_is_not_blamed_for_what_its_worker_held_before(opened: Opener) -> None:
     """Its worker is stopped for what an earlier unit has left in it; the unit is as it was."""
     one = opened()
-    worker = start_ready(one)
-    for unit, deed in enumerate((written("a"), {"do": "keep", "bytes": 80 * MIB}), 1):
-        assert failures(rest(do(one, worker, deed, unit=unit))) == [None]
-        one.release(worker)
-    assert worker.grown_bytes > 70 * MIB
+    worker = start_grown(one)
     give(one, worker, {"do": "sleep"}, written("b"), unit=3, promised_bytes=worker.base_bytes + 20 * MIB)
     end = lost(rest(poll_to_the_end(one, worker)))
     assert (end.blamed, end.untouched, end.failure.reason) == (None, (0, 1), Reason.OUT_OF_MEMORY)

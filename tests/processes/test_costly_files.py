@@ -21,7 +21,7 @@ from engine.policy.peaks import Peaks
 from engine.policy.retries import KILLS_ALLOWED, worth_another_run
 from engine.reasons import Reason
 from engine.run import open_own_ledger, run
-from engine.settings import load_settings
+from engine.settings import Settings, load_settings
 from engine.survey import Orders
 from engine.telemetry import Event, Progressed, SilentReporter
 from tests import files
@@ -30,6 +30,17 @@ from tests.mill import contents_of
 ANN = UserId("ann")
 #: The least that may be set: no unit is far below it, and a large mail is above.
 BUDGET = 256 * MIB
+
+
+def settings_in(data_dir: Path, *sources: str) -> Settings:
+    """Of a data directory where ann has these sources."""
+    made = load_settings(
+        {"NIGHTMILL_DATA_DIR": str(data_dir), "NIGHTMILL_EMBEDDER": "none", "NIGHTMILL_MEMORY_LIMIT": str(BUDGET)},
+        dotenv=None,
+    )
+    with open_own_ledger(made) as ledger:
+        ledger.add_user(ANN, list(sources))
+    return made
 
 
 def test_costly_files_cost_no_more_than_they_must(
@@ -54,16 +65,7 @@ def test_costly_files_cost_no_more_than_they_must(
         file.truncate(300 * MIB)
     for number in range(12):
         (home / f"{number}.txt").write_text(f"The sanderling number {number}.")
-    settings = load_settings(
-        {
-            "NIGHTMILL_DATA_DIR": str(tmp_path / "var"),
-            "NIGHTMILL_EMBEDDER": "none",
-            "NIGHTMILL_MEMORY_LIMIT": str(BUDGET),
-        },
-        dotenv=None,
-    )
-    with open_own_ledger(settings) as ledger:
-        ledger.add_user(ANN, [f"folder:{home}", f"maildir:{tmp_path / 'mail'}"])
+    settings = settings_in(tmp_path / "var", f"folder:{home}", f"maildir:{tmp_path / 'mail'}")
     try:
         report = run(
             settings,
@@ -139,16 +141,7 @@ def test_what_lacks_the_memory_of_others_waits_for_them(tmp_path: Path, monkeypa
     home.mkdir()
     for name in ("greedy", "knot", "ruff"):
         (home / f"{name}.txt").write_text(f"The {name}.")
-    settings = load_settings(
-        {
-            "NIGHTMILL_DATA_DIR": str(tmp_path / "var"),
-            "NIGHTMILL_EMBEDDER": "none",
-            "NIGHTMILL_MEMORY_LIMIT": str(BUDGET),
-        },
-        dotenv=None,
-    )
-    with open_own_ledger(settings) as ledger:
-        ledger.add_user(ANN, [f"folder:{home}"])
+    settings = settings_in(tmp_path / "var", f"folder:{home}")
     said: list[Event] = []
     reporter = SilentReporter()
     monkeypatch.setattr(reporter, "say", said.append)
